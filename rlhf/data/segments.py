@@ -1,0 +1,196 @@
+"""One shape for every batch: a prompt and its completions, laid end to end without padding.
+
+A *segment* is one prompt with n completions as branches; each branch sees the prompt and itself, never another branch
+or another segment. n = 1 is a demonstration, 2 a preference pair, K a ranking or a sampled group. A batch is a list of
+segments in one flat row of tokens:
+
+    tokens     p p p a a b b b | q q c c c        two segments: prompt p with branches a, b; prompt q with branch c
+    positions  0 1 2 3 4 3 4 5 | 0 1 2 3 4        a branch's positions go on where its prompt stopped
+    scored     - - - a a b b b | - - c c c        every completion token, predicted from the token `sources` points at
+
+Stands between `data` (rows become `Segment`s) and `models` (which turn a batch into log-probabilities or scalars). The
+padded `[B, T]` form, one completion a row, is `pad`: the fallback for models that cannot take segments, and the oracle
+that they must equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One prompt and its completions as token ids.
+
+    `grades` says which completion is better (higher is better, equal is a tie): `[1, 0]` for a chosen/rejected pair,
+    n - 1 ... 0 for a ranking, empty where nothing is compared. `margin` is a pair's known score difference.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[Sequence[int]]
+    grades: Sequence[float] = ()
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids or not self.completion_ids or not all(self.completion_ids):
+            raise ValueError("a segment needs a prompt of at least one token and completions of at least one token each")
+        if self.grades and len(self.grades) != len(self.completion_ids):
+            raise ValueError(f"{len(self.grades)} grades for {len(self.completion_ids)} completions")
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the flat row: the prompt once, every completion once."""
+        return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one segment lies in the flat row."""
+
+    start: int
+    prompt: int
+    completions: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prompt + sum(self.completions)
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """A flat batch. T tokens, S segments, M completions, N scored tokens (in order of completion, then position)."""
+
+    input_ids: Tensor  # [T] int64
+    position_ids: Tensor  # [T] int64
+    targets: Tensor  # [N] int64: the scored tokens
+    sources: Tensor  # [N] int64: index into T of the token that predicts each target
+    rows: Tensor  # [N] int64: which completion each target belongs to
+    last: Tensor  # [M] int64: index into T of each completion's last token
+    segments: Tensor  # [M] int64: which segment each completion belongs to
+    grades: Tensor  # [M] float32: higher is better within a segment; 0 where nothing is compared
+    margins: Tensor  # [S] float32: 0 where unknown
+    spans: tuple[Span, ...]
+
+    @property
+    def num_segments(self) -> int:
+        return len(self.spans)
+
+    @property
+    def num_completions(self) -> int:
+        return int(self.last.numel())
+
+    @property
+    def num_targets(self) -> int:
+        return int(self.targets.numel())
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Scored tokens of each completion, [M]."""
+        return torch.bincount(self.rows, minlength=self.num_completions)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """True where `to_rows` holds a token, [M, C]."""
+        longest = int(self.lengths.max())
+        return torch.arange(longest, device=self.lengths.device) < self.lengths[:, None]
+
+    def to_rows(self, values: Tensor) -> Tensor:
+        """Per-token values [N] as one row a completion [M, C], zero where there is no token."""
+        out = values.new_zeros(self.mask.shape)
+        return out.masked_scatter(self.mask, values)
+
+    def sum_rows(self, values: Tensor) -> Tensor:
+        """Per-token values [N] summed over each completion, [M]."""
+        return values.new_zeros(self.num_completions).index_add(0, self.rows, values)
+
+    def to(self, device: torch.device | str) -> SegmentBatch:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "spans"}
+        return replace(self, **moved)
+
+
+def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> SegmentBatch:
+    """Lay segments end to end. `score_prompt` also scores each prompt's tokens but its first (n = 1 only)."""
+    ids: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
+    sources: list[int] = []
+    rows: list[int] = []
+    last: list[int] = []
+    owner: list[int] = []
+    spans: list[Span] = []
+    for s, segment in enumerate(segments):
+        start, prompt = len(ids), len(segment.prompt_ids)
+        spans.append(Span(start, prompt, tuple(map(len, segment.completion_ids))))
+        ids += segment.prompt_ids
+        positions += range(prompt)
+        if score_prompt:
+            if len(segment.completion_ids) != 1:
+                raise ValueError("the prompt's tokens can be scored with one completion only")
+            targets += segment.prompt_ids[1:]
+            sources += range(start, start + prompt - 1)
+            rows += [len(last)] * (prompt - 1)
+        for completion in segment.completion_ids:
+            begin, length = len(ids), len(completion)
+            ids += completion
+            positions += range(prompt, prompt + length)
+            targets += completion
+            sources += [start + prompt - 1, *range(begin, begin + length - 1)]
+            rows += [len(last)] * length
+            last.append(begin + length - 1)
+            owner.append(s)
+    grades = [g for s in segments for g in (s.grades or [0.0] * len(s.completion_ids))]
+    return SegmentBatch(
+        *(torch.tensor(x, dtype=torch.long) for x in (ids, positions, targets, sources, rows, last, owner)),
+        grades=torch.tensor(grades, dtype=torch.float32),
+        margins=torch.tensor([s.margin or 0.0 for s in segments], dtype=torch.float32),
+        spans=tuple(spans),
+    )
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """The same batch one completion a row, right-padded. B = completions, T = the longest row."""
+
+    input_ids: Tensor  # [B, T] int64
+    attention_mask: Tensor  # [B, T] int64: 1 on real tokens
+    position_ids: Tensor  # [B, T] int64
+    labels: Tensor  # [B, T] int64: the token itself where it is scored, -100 elsewhere
+    last: Tensor  # [B] int64: column of the last real token
+
+
+def pad(batch: SegmentBatch, pad_token_id: int) -> PaddedBatch:
+    """One completion a row with its prompt before it; labels keep exactly the batch's scored tokens.
+
+    Reading `labels` row by row gives `batch.targets` in their order.
+    """
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    scored = torch.split(batch.targets, batch.lengths.tolist())
+    for span in batch.spans:
+        prompt = batch.input_ids[span.start : span.start + span.prompt]
+        begin = span.start + span.prompt
+        for length in span.completions:
+            row = torch.cat([prompt, batch.input_ids[begin : begin + length]])
+            label = torch.full_like(row, IGNORE_INDEX)
+            tail = scored[len(rows)]
+            label[row.numel() - tail.numel() :] = tail
+            rows.append(row)
+            labels.append(label)
+            begin += length
+    sizes = torch.tensor([r.numel() for r in rows], device=batch.input_ids.device)
+    width = int(sizes.max())
+    mask = torch.arange(width, device=sizes.device) < sizes[:, None]
+    return PaddedBatch(
+        input_ids=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
+        attention_mask=mask.long(),
+        position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
+        labels=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        last=sizes - 1,
+    )

@@ -1,0 +1,242 @@
+"""One typed recipe per method; `method` chooses which. This file is the YAML contract.
+
+Read with `recipe.loader.load`, which adds file and line to every complaint. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from .sections import (
+    CheckpointSection,
+    DataSection,
+    Fraction,
+    LoggingSection,
+    LoraSection,
+    ModelSection,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    QuantizationSection,
+    SamplingSection,
+    ScorerSection,
+    Section,
+    Sources,
+    TemplateSection,
+    TrainingSection,
+)
+
+
+class Recipe(Section):
+    """What every recipe has: where it writes, and its seed."""
+
+    output_dir: str
+    seed: NonNegativeInt = 0
+
+
+class TrainRecipe(Recipe):
+    """What the four training stages share."""
+
+    model: ModelSection
+    quantization: QuantizationSection | None = None
+    lora: LoraSection | None = None
+    data: DataSection
+    training: TrainingSection = TrainingSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+
+    @model_validator(mode="after")
+    def _quantized_bases_are_frozen(self) -> TrainRecipe:
+        if self.quantization is not None and self.quantization.load_in_4bit and self.lora is None:
+            raise ValueError("a 4-bit model is frozen and trains only through adapters: add a lora: section")
+        return self
+
+
+class SftSection(Section):
+    """Supervised fine-tuning. `loss_on: all` also trains the prompt's tokens."""
+
+    loss_on: Literal["completion", "all"] = "completion"
+
+
+class SftRecipe(TrainRecipe):
+    method: Literal["sft"]
+    sft: SftSection = SftSection()
+
+
+class RewardSection(Section):
+    """The reward model's objective (Bradley-Terry). `center_coefficient` weighs (r_chosen + r_rejected)^2."""
+
+    use_margin: bool = False
+    center_coefficient: NonNegativeFloat = 0.0
+
+
+class RewardRecipe(TrainRecipe):
+    method: Literal["reward"]
+    reward: RewardSection = RewardSection()
+
+
+class DpoSection(Section):
+    """Direct preference optimisation. `reference: initial` is the policy as it started; else a model to load."""
+
+    beta: PositiveFloat = 0.1
+    loss_type: Literal["sigmoid"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    reference: str = "initial"
+
+
+class DpoRecipe(TrainRecipe):
+    method: Literal["dpo"]
+    dpo: DpoSection = DpoSection()
+
+
+class AdaptiveKlSection(Section):
+    """Ziegler et al. 2019: the coefficient follows the measured KL towards `target` over `horizon` episodes."""
+
+    target: PositiveFloat = 6.0
+    horizon: PositiveInt = 10_000
+
+
+class MissingEosSection(Section):
+    """What a completion without a stop token scores: a fixed value instead, or its score less a penalty."""
+
+    mode: Literal["replace", "penalty"] = "replace"
+    value: float = -1.0
+
+
+class PpoSection(Section):
+    """PPO for language models. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each."""
+
+    rollout_batch_size: PositiveInt = 64
+    num_ppo_epochs: PositiveInt = 4
+    num_mini_batches: PositiveInt = 1
+    sampling: SamplingSection = SamplingSection(temperature=0.7)
+    rewards: list[ScorerSection] = Field(min_length=1)
+    value_model: str | None = None
+    reference: str = "initial"
+    kl_coef: NonNegativeFloat = 0.05
+    adaptive_kl: AdaptiveKlSection | None = None
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    cliprange: PositiveFloat = 0.2
+    cliprange_value: PositiveFloat = 0.2
+    vf_coef: NonNegativeFloat = 0.1
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+    center_rewards: bool = True
+    missing_eos: MissingEosSection | None = None
+
+    @model_validator(mode="after")
+    def _rollouts_are_the_policys_own(self) -> PpoSection:
+        if self.sampling.top_k != 0 or self.sampling.top_p != 1.0:
+            raise ValueError("ppo.sampling must keep top_k: 0 and top_p: 1.0: truncated sampling biases the probability ratios")
+        if self.sampling.temperature == 0:
+            raise ValueError("ppo.sampling.temperature must be positive: greedy rollouts do not explore")
+        if (self.rollout_batch_size * self.sampling.n) % self.num_mini_batches:
+            raise ValueError("ppo.rollout_batch_size * ppo.sampling.n must be a multiple of ppo.num_mini_batches")
+        return self
+
+
+class PpoRecipe(TrainRecipe):
+    method: Literal["ppo"]
+    ppo: PpoSection
+
+
+class PairsStep(Section):
+    """Rankings to pairs: all pairs, the best against the rest, the best against the worst, or neighbours."""
+
+    strategy: Literal["all", "best_vs_rest", "best_vs_worst", "adjacent"] = "all"
+    min_margin: NonNegativeFloat = 0.0
+    ties: Literal["drop", "both"] = "drop"
+    max_pairs_per_prompt: PositiveInt | None = None
+
+
+class DedupStep(Section):
+    """Near-duplicates out, the first kept. `exact` compares whole texts; `datasketch` is MinHash-LSH."""
+
+    column: str = "prompt"
+    engine: Literal["exact", "datasketch"] = "exact"
+    threshold: Fraction = 0.8
+    num_perm: PositiveInt = 256
+    shingle_size: PositiveInt = 5
+    max_chars: PositiveInt | None = 500
+
+
+class SplitStep(Section):
+    """Train and test apart, all rows of one prompt on one side."""
+
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    by: str = "prompt"
+
+
+class DataStep(Section):
+    """One step: exactly one of pairs, dedup, split."""
+
+    pairs: PairsStep | None = None
+    dedup: DedupStep | None = None
+    split: SplitStep | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DataStep:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a step is exactly one of pairs, dedup, split")
+        return self
+
+
+class DataRecipe(Recipe):
+    method: Literal["data"]
+    sources: Sources = Field(min_length=1)
+    steps: list[DataStep] = []
+
+
+class GenerateRecipe(Recipe):
+    """Sample completions of prompts and score them: rows `{prompt, completions, scores}`."""
+
+    method: Literal["generate"]
+    model: ModelSection
+    quantization: QuantizationSection | None = None
+    prompts: Sources = Field(min_length=1)
+    template: TemplateSection = TemplateSection()
+    sampling: SamplingSection = SamplingSection()
+    scorers: list[ScorerSection] = []
+
+
+class EvalModel(Section):
+    """One model under evaluation; `run` names the training run whose curves the report shows."""
+
+    name: str
+    name_or_path: str
+    run: str | None = None
+
+
+class EvalRecipe(Recipe):
+    """Compare models: the first of `models` is the reference that win rate and KL are measured against."""
+
+    method: Literal["eval"]
+    models: list[EvalModel] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    prompts: Sources = Field(min_length=1)
+    template: TemplateSection = TemplateSection()
+    sampling: SamplingSection = SamplingSection()
+    scorers: list[ScorerSection] = Field(min_length=1)
+    reward_model: str | None = None
+    preferences: Sources = []
+    runs: list[str] = []
+
+
+AnyRecipe = Annotated[
+    SftRecipe | RewardRecipe | DpoRecipe | PpoRecipe | DataRecipe | GenerateRecipe | EvalRecipe,
+    Field(discriminator="method"),
+]
+RECIPE: TypeAdapter[AnyRecipe] = TypeAdapter(AnyRecipe)
+METHODS: dict[str, type[Recipe]] = {
+    "sft": SftRecipe,
+    "reward": RewardRecipe,
+    "ppo": PpoRecipe,
+    "dpo": DpoRecipe,
+    "data": DataRecipe,
+    "generate": GenerateRecipe,
+    "eval": EvalRecipe,
+}

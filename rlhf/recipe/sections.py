@@ -1,0 +1,176 @@
+"""The sections that recipes share: model, data, training, generation, rewards.
+
+Each is a frozen, strict pydantic model: an unknown key, a string where a number belongs, or a value out of range is an
+error, never a silent default. Leaf names are Hugging Face's own. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+Format = Literal["kochatgpt_rm", "stack_exchange_paired", "hh", "alpaca", "preference", "ranking", "demonstration", "prompt"]
+
+
+class Section(BaseModel):
+    """Base of every recipe section: strict, frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """A pretrained model: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded)."""
+
+    name_or_path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batching: Literal["auto", "segments", "padded"] = "auto"
+
+
+class QuantizationSection(Section):
+    """4-bit loading through bitsandbytes (QLoRA)."""
+
+    load_in_4bit: bool = True
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class LoraSection(Section):
+    """Low-rank adapters on the frozen base (peft)."""
+
+    r: PositiveInt = 8
+    lora_alpha: PositiveInt = 16
+    lora_dropout: Fraction = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class SourceSection(Section):
+    """Rows to read: a file, a glob, a parquet folder or `embedded:NAME`, with its format and its column names."""
+
+    path: str
+    format: Format | None = None
+    split: str | None = None
+    columns: dict[str, str] | None = None
+    max_rows: PositiveInt | None = None
+
+
+def _as_sources(value: Any) -> Any:
+    """`data.train=rows.jsonl` and `data.train={path: rows.jsonl}` both mean a list of one source."""
+    if isinstance(value, str):
+        return [{"path": value}]
+    if isinstance(value, dict):
+        return [value]
+    return value
+
+
+Sources = Annotated[list[SourceSection], BeforeValidator(_as_sources)]
+
+
+class TemplateSection(Section):
+    """How a prompt becomes text.
+
+    `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is.
+    `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
+    """
+
+    kind: Literal["plain", "chat"] = "plain"
+    prompt: str = "{prompt}"
+    add_eos: bool = True
+
+    @model_validator(mode="after")
+    def _has_placeholder(self) -> TemplateSection:
+        if "{prompt}" not in self.prompt:
+            raise ValueError("template.prompt must contain {prompt}")
+        return self
+
+
+class DataSection(Section):
+    """The rows of a training stage and how they become tokens."""
+
+    train: Sources = Field(min_length=1)
+    eval: Sources = []
+    template: TemplateSection = TemplateSection()
+    max_length: PositiveInt = 1024
+    on_overflow: Literal["error", "drop", "truncate"] = "error"
+
+
+class TrainingSection(Section):
+    """The optimisation. A batch row is one segment: a prompt with all of its completions."""
+
+    max_steps: PositiveInt | None = None
+    num_train_epochs: PositiveFloat = 1.0
+    per_device_train_batch_size: PositiveInt = 8
+    max_tokens_per_batch: PositiveInt | None = None
+    per_device_eval_batch_size: PositiveInt = 16
+    gradient_accumulation_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-5
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    max_grad_norm: PositiveFloat | None = 1.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    eval_steps: PositiveInt | None = None
+
+
+class CheckpointSection(Section):
+    """When to save, how many to keep, where to go on. `resume`: auto | never | a checkpoint folder."""
+
+    save_steps: PositiveInt | None = None
+    save_total_limit: PositiveInt | None = 2
+    resume: str = "auto"
+
+
+class LoggingSection(Section):
+    """metrics.jsonl is always written; `report_to` adds Accelerate's trackers."""
+
+    logging_steps: PositiveInt = 1
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+
+class SamplingSection(Section):
+    """How completions are sampled. temperature 0 is greedy; top_k 0 and top_p 1 switch those filters off."""
+
+    max_new_tokens: PositiveInt = 64
+    temperature: NonNegativeFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    n: PositiveInt = 1
+    stop: list[str] = []
+    batch_size: PositiveInt = 64
+
+
+class ScorerSection(Section):
+    """One source of reward: a reward model's run folder, or a Python callable `module:function`.
+
+    A callable takes `prompts: list[str], completions: list[str]` and returns one float each; higher is better.
+    """
+
+    name: str | None = None
+    model: str | None = None
+    callable: str | None = None
+    weight: float = 1.0
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ScorerSection:
+        if (self.model is None) == (self.callable is None):
+            raise ValueError("give exactly one of model (a reward model's folder) and callable (module:function)")
+        if self.callable is not None and self.callable.count(":") != 1:
+            raise ValueError("callable must read module:function")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name under which this scorer is reported."""
+        return self.name or (self.callable or self.model or "").rstrip("/").replace("/final", "").split("/")[-1].split(":")[-1]

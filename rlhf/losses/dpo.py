@@ -1,0 +1,50 @@
+"""Direct preference optimisation (Rafailov et al. 2023, https://arxiv.org/abs/2305.18290)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from .masked import LossOutput
+
+
+def dpo_loss(
+    *,
+    chosen_logprobs: Tensor,
+    rejected_logprobs: Tensor,
+    ref_chosen_logprobs: Tensor,
+    ref_rejected_logprobs: Tensor,
+    beta: float,
+    num_pairs: int | Tensor,
+    label_smoothing: float = 0.0,
+) -> LossOutput:
+    """L = -1/P sum_i (1 - e) log sigmoid(h_i) + e log sigmoid(-h_i), with
+    h = beta [(log pi(y_w|x) - log pi_ref(y_w|x)) - (log pi(y_l|x) - log pi_ref(y_l|x))]  (eq. 7; e is cDPO's smoothing).
+
+    The four log-probabilities are summed over each completion's tokens, [P]. num_pairs: pairs in the whole optimizer
+    step. Logged: implicit rewards beta * log(pi / pi_ref) of both sides, their margin, how often it is positive, and how
+    far the log-probabilities drifted from the reference: DPO may lower both sides, and users should see it.
+    """
+    chosen_drift = chosen_logprobs - ref_chosen_logprobs
+    rejected_drift = rejected_logprobs - ref_rejected_logprobs
+    h = beta * (chosen_drift - rejected_drift)
+    losses = -(1 - label_smoothing) * logsigmoid(h) - label_smoothing * logsigmoid(-h)
+    loss = losses.sum() / num_pairs
+
+    def mean(values: Tensor) -> Tensor:
+        return (values.sum() / num_pairs).detach()
+
+    return LossOutput(
+        loss,
+        {
+            "loss": loss.detach(),
+            "accuracy": mean((h > 0).to(h.dtype)),
+            "margin": mean(h),
+            "reward/chosen": mean(beta * chosen_drift),
+            "reward/rejected": mean(beta * rejected_drift),
+            "drift/chosen": mean(chosen_drift),
+            "drift/rejected": mean(rejected_drift),
+            "logprobs/chosen": mean(chosen_logprobs),
+            "logprobs/rejected": mean(rejected_logprobs),
+        },
+    )

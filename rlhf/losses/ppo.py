@@ -1,0 +1,85 @@
+"""PPO's clipped losses (Schulman et al. 2017, https://arxiv.org/abs/1707.06347) over a completion's tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .masked import LossOutput
+
+
+def policy_loss(
+    *,
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float,
+    num_tokens: int | Tensor,
+) -> LossOutput:
+    """L = 1/N sum_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c)), rho = exp(logprobs - old_logprobs)  (eq. 7).
+
+    All tensors [M, C]. num_tokens: completion tokens in the whole optimizer step. Padding counts nowhere.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
+    ratio = log_ratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.where(mask, values, 0).sum() / num_tokens
+
+    loss = mean(torch.maximum(unclipped, clipped))
+    return LossOutput(
+        loss,
+        {
+            "policy/loss": loss.detach(),
+            "policy/clip_fraction": mean((clipped > unclipped).to(ratio.dtype)).detach(),
+            "policy/approx_kl": mean(0.5 * log_ratio**2).detach(),
+            "policy/ratio": mean(ratio).detach(),
+        },
+    )
+
+
+def value_loss(
+    *,
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    cliprange_value: float,
+    num_tokens: int | Tensor,
+) -> LossOutput:
+    """L = 1/N sum_t 1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), all tensors [M, C].
+
+    The clipping is the original implementation's (Huang et al. 2023, the 37 implementation details of PPO, detail 9).
+    """
+    clipped_values = torch.minimum(torch.maximum(values, old_values - cliprange_value), old_values + cliprange_value)
+    unclipped = (values - returns) ** 2
+    clipped = (clipped_values - returns) ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return torch.where(mask, x, 0).sum() / num_tokens
+
+    loss = 0.5 * mean(torch.maximum(unclipped, clipped))
+    return LossOutput(
+        loss,
+        {
+            "value/loss": loss.detach(),
+            "value/clip_fraction": mean((clipped > unclipped).to(values.dtype)).detach(),
+            "value/error": mean(unclipped).detach(),
+        },
+    )
+
+
+def missing_eos_scores(
+    scores: Tensor, ended: Tensor, *, mode: Literal["replace", "penalty"], value: float
+) -> Tensor:
+    """Scores where a completion that never reached a stop token gets `value` instead, or its score plus `value`.
+
+    scores: [M]. ended: true where a stop token was sampled, [M]. `penalty` expects a negative value.
+    """
+    unfinished = torch.full_like(scores, value) if mode == "replace" else scores + value
+    return torch.where(ended, scores, unfinished)

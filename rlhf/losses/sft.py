@@ -1,0 +1,17 @@
+"""Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .masked import LossOutput
+
+
+def sft_loss(*, logprobs: Tensor, num_tokens: int | Tensor) -> LossOutput:
+    """L = -1/N sum_t log p(y_t | x, y_<t).
+
+    logprobs: log-probabilities of the trained tokens alone, [N] (or any shape). num_tokens: trained tokens in the whole
+    optimizer step, over all microbatches and ranks.
+    """
+    loss = -logprobs.sum() / num_tokens
+    return LossOutput(loss, {"loss": loss.detach()})

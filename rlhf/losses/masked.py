@@ -29,7 +29,8 @@ def masked_moments(
     values: Tensor, mask: Tensor, *, reduce: Callable[[Tensor], Tensor] = lambda total: total
 ) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of `values` where `mask` is true. `reduce` sums a tensor over all ranks."""
-    count, total = reduce(torch.stack([mask.sum().to(values.dtype), torch.where(mask, values, 0).sum()]))
+    values = torch.where(mask, values, 0)  # before any arithmetic: 0 x inf in a backward pass is NaN
+    count, total = reduce(torch.stack([mask.sum().to(values.dtype), values.sum()]))
     mean = total / count.clamp(min=1)
     squares = reduce(torch.where(mask, (values - mean) ** 2, 0).sum())
     return mean, squares / (count - 1).clamp(min=1)
@@ -41,5 +42,5 @@ def whiten(values: Tensor, mask: Tensor, *, mean: Tensor, variance: Tensor, shif
     Advantages are whitened to mean zero; rewards keep their mean, or the sign of the reward would be lost
     (Huang et al. 2024, https://arxiv.org/abs/2403.17031, detail on reward whitening).
     """
-    scaled = (values - mean) * torch.rsqrt(variance + 1e-8)
+    scaled = (torch.where(mask, values, 0) - mean) * torch.rsqrt(variance + 1e-8)
     return torch.where(mask, scaled if shift_mean else scaled + mean, 0)

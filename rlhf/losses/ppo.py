@@ -56,6 +56,7 @@ def value_loss(
 
     The clipping is the original implementation's (Huang et al. 2023, the 37 implementation details of PPO, detail 9).
     """
+    values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
     clipped_values = torch.minimum(torch.maximum(values, old_values - cliprange_value), old_values + cliprange_value)
     unclipped = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2

@@ -1,0 +1,1 @@
+"""The losses and estimators against their definitions, in float64."""

@@ -11,9 +11,8 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -
 
     scores: [M]. kl: [M, C]. mask: true on the completion's tokens (the stop token included), [M, C]. Returns [M, C].
     """
-    rewards = torch.where(mask, -kl_coef * kl, 0)
     last = (mask.cumsum(1) * mask).argmax(1, keepdim=True)  # the last true place, on whichever side the padding is
-    return torch.where(mask, rewards.scatter_add(1, last, scores[:, None].to(rewards.dtype)), 0)
+    return torch.where(mask, (-kl_coef * kl).scatter_add(1, last, scores[:, None].to(kl.dtype)), 0)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -75,9 +75,7 @@ def value_loss(
     )
 
 
-def missing_eos_scores(
-    scores: Tensor, ended: Tensor, *, mode: Literal["replace", "penalty"], value: float
-) -> Tensor:
+def missing_eos_scores(scores: Tensor, ended: Tensor, *, mode: Literal["replace", "penalty"], value: float) -> Tensor:
     """Scores where a completion that never reached a stop token gets `value` instead, or its score plus `value`.
 
     scores: [M]. ended: true where a stop token was sampled, [M]. `penalty` expects a negative value.

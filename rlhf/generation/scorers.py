@@ -1,0 +1,117 @@
+"""What gives a completion its score: a reward model's run folder, or any Python callable. Both look alike from outside."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..data.segments import Segment, collate
+from ..errors import RecipeError, RlhfError
+from ..models.load import is_reward_model, load_scalar_model, load_tokenizer
+from ..recipe.sections import ModelSection, ScorerSection
+from .engine import Completion
+
+BATCH = 32  # completions a forward pass of a reward model
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with its prompt, as text and as the ids it was sampled from."""
+
+    prompt: str
+    prompt_ids: Sequence[int]
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """`score(samples)` gives one finite float each; higher is better."""
+
+    name: str
+    weight: float
+    score: Callable[[Sequence[Sample]], list[float]]
+
+
+def load_scorers(
+    sections: Sequence[ScorerSection], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: torch.device | str
+) -> list[Scorer]:
+    """The scorers of a recipe, by name. Raises RecipeError for one that cannot be loaded or a name used twice."""
+    names = [section.label for section in sections]
+    if len(set(names)) != len(names):
+        raise RecipeError(f"scorers: names must differ, got {', '.join(names)}; set name:")
+    scorers = []
+    for section in sections:
+        if section.callable is not None:
+            score = _callable(section.callable)
+        else:
+            assert section.model is not None
+            score = _reward_model(section.model, tokenizer, bf16, device)
+        scorers.append(Scorer(section.label, section.weight, score))
+    return scorers
+
+
+def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float]]]:
+    """The weighted sum of all scorers, one a sample, and each scorer's own scores."""
+    parts = {scorer.name: scorer.score(samples) for scorer in scorers}
+    total = [sum(s.weight * parts[s.name][i] for s in scorers) for i in range(len(samples))]
+    return total, parts
+
+
+def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
+    module_name, function_name = path.split(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a user's own reward lies beside the recipes
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"callable: cannot import {path}: {error}") from error
+
+    def score(samples: Sequence[Sample]) -> list[float]:
+        scores = [float(s) for s in function([s.prompt for s in samples], [s.completion.text for s in samples])]
+        if len(scores) != len(samples):
+            raise RlhfError(f"{path} returned {len(scores)} scores for {len(samples)} completions")
+        if bad := [i for i, s in enumerate(scores) if not math.isfinite(s)]:
+            raise RlhfError(f"{path} returned {scores[bad[0]]} for the completion {samples[bad[0]].completion.text!r}")
+        return scores
+
+    return score
+
+
+def _reward_model(
+    name_or_path: str, tokenizer: PreTrainedTokenizerBase, bf16: bool, device: torch.device | str
+) -> Callable[[Sequence[Sample]], list[float]]:
+    if not is_reward_model(name_or_path):
+        raise RecipeError(
+            f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
+        )
+    model = (
+        load_scalar_model(ModelSection(name_or_path=name_or_path), bf16=bf16, device=device)
+        .eval()
+        .requires_grad_(False)
+    )
+    own = load_tokenizer(name_or_path)
+    same_tokens = own.get_vocab() == tokenizer.get_vocab()
+
+    def ids(sample: Sample) -> Segment:
+        if same_tokens:
+            return Segment(sample.prompt_ids, [sample.completion.ids])
+        end = [own.eos_token_id] if sample.completion.ended else []
+        return Segment(
+            own(sample.prompt).input_ids, [own(sample.completion.text, add_special_tokens=False).input_ids + end]
+        )
+
+    @torch.no_grad()
+    def score(samples: Sequence[Sample]) -> list[float]:
+        scores: list[float] = []
+        for i in range(0, len(samples), BATCH):
+            scores += model(collate([ids(s) for s in samples[i : i + BATCH]]).to(device)).tolist()
+        return scores
+
+    return score

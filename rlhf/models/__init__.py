@@ -1,0 +1,1 @@
+"""Pretrained models as the two things training needs: a policy (log-probabilities) and a scalar model (scores, values)."""

@@ -1,0 +1,106 @@
+"""Attention over segments: each branch of a segment sees its prompt and itself, nothing else.
+
+Registered with transformers under one name, so that any model that looks its attention up there (Llama, Qwen, GPT-2,
+Gemma 3, ...) takes a flat batch: `body(input_ids, position_ids, segments=spans)`. Without `segments` the same model runs
+ordinary SDPA, so generation needs no switch.
+
+One SDPA call a segment beats one block mask over the flat row on CPU, and no token is ever padded. A model whose
+attention is not looked up there (or that does more to its logits than one linear head) takes the padded path; `batching` finds out
+by comparing the two on a small batch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from ..data.segments import Span
+
+NAME = "rlhf_segments"
+
+
+@lru_cache(maxsize=4096)
+def _branch_mask(prompt: int, completions: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
+    """Who may look at whom inside one segment, [L, L] bool (True = may). Distances are in positions, not in the row."""
+    branch = torch.zeros(prompt, dtype=torch.long)
+    position = torch.arange(prompt)
+    for i, length in enumerate(completions, start=1):
+        branch = torch.cat([branch, torch.full((length,), i)])
+        position = torch.cat([position, torch.arange(prompt, prompt + length)])
+    distance = position[:, None] - position[None, :]
+    visible = (distance >= 0) & ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0))
+    if window is not None:
+        visible &= distance < window
+    return visible.to(device)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, span: Span, window: int | None, **options: Any) -> Tensor:
+    if window is not None and window >= span.prompt + max(span.completions):
+        window = None
+    if len(span.completions) == 1 and window is None:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
+    mask = _branch_mask(span.prompt, span.completions, window, query.device)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: tuple[Span, ...] | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [1, H, T, D]; key, value [1, H_kv, T, D]; returns [1, T, H, D]. SDPA where no segments are given."""
+    if segments is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    lengths = [span.length for span in segments]
+    pieces = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), segments, strict=True)
+    out = [_attend(q, k, v, span, sliding_window, dropout_p=dropout, scale=scaling) for q, k, v, span in pieces]
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, segment_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_attention(model: PreTrainedModel, implementation: str | None = NAME) -> str | None:
+    """Make every part of the model look its attention up under this name (composite models have nested configs).
+
+    Returns the name that was in force.
+    """
+    before: str | None = model.config._attn_implementation
+    for module in model.modules():
+        if isinstance(getattr(module, "config", None), PretrainedConfig):
+            module.config._attn_implementation = implementation
+    return before
+
+
+def segment_inputs(input_ids: Tensor, position_ids: Tensor, spans: tuple[Span, ...]) -> dict[str, Any]:
+    """What the body is called with for a flat batch.
+
+    The 4-D mask is a token: it stops transformers from reading each restart of `position_ids` as a new document and
+    building a mask of its own (which would hide the prompt from every branch but the first). It is never looked at.
+    """
+    return {
+        "input_ids": input_ids[None],
+        "position_ids": position_ids[None],
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
+        "segments": spans,
+        "use_cache": False,
+    }

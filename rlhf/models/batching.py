@@ -1,0 +1,90 @@
+"""How a model takes a batch: as segments in one flat row, or padded, one completion a row.
+
+Shared by the policy and the scalar model. `auto` tries both on a small batch at construction and keeps segments only
+where they give what the model's own padded forward gives: a model whose attention is not looked up in transformers'
+registry, or that does more to its logits than one linear head (soft-capping, scaling), takes the padded path, and the
+log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..data.segments import Segment, SegmentBatch, collate
+from .attention import use_attention
+
+log = logging.getLogger(__name__)
+
+
+class SegmentModule(nn.Module, ABC):
+    """A transformers model, perhaps with adapters, that is run on `SegmentBatch`es.
+
+    model: a transformers model, or a peft model around one. `segments` says how batches are run, `bf16` whether under
+    bfloat16 autocast: the module carries its own precision, so training, scoring and sampling cannot differ in it.
+    """
+
+    def __init__(self, model: nn.Module, *, pad_token_id: int, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.bf16 = bf16
+        self.segments = False
+
+    @property
+    def transformer(self) -> PreTrainedModel:
+        """The transformers model, adapters injected or not."""
+        return self.model.get_base_model() if self.has_adapters else self.model  # type: ignore[return-value,operator]
+
+    @property
+    def has_adapters(self) -> bool:
+        return hasattr(self.model, "disable_adapter")
+
+    def autocast(self) -> torch.autocast:
+        """The context that every forward pass of this module runs in."""
+        return torch.autocast(self.transformer.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    @abstractmethod
+    def probe(self, batch: SegmentBatch) -> Tensor:
+        """What must not depend on how the batch is run, [N, ...]."""
+
+    def choose_batching(self, batching: str) -> None:
+        """`segments`, `padded`, or `auto`: segments where they are exact."""
+        if batching == "padded":
+            return
+        before = use_attention(self.transformer)
+        self.segments = True
+        reason = self._why_not_segments() if batching == "auto" else None
+        if reason is not None:
+            log.warning("%s takes padded batches: %s", type(self.transformer).__name__, reason)
+            self.segments = False
+            use_attention(self.transformer, before)
+
+    @torch.no_grad()
+    def _why_not_segments(self) -> str | None:
+        """None where segments are exact to rounding."""
+        device = self.transformer.device
+        vocabulary = self.transformer.get_input_embeddings().weight.shape[0]
+        ids = [(i * 7919 + 13) % vocabulary for i in range(40)]
+        segments = [Segment(ids[:7], [ids[7:12], ids[12:21]]), Segment(ids[21:24], [ids[24:30], ids[30:40]])]
+        batch = collate(segments).to(device)
+        training = self.training
+        self.eval()
+        try:
+            ours = self.probe(batch).float()
+            self.segments = False
+            theirs = self.probe(batch).float()
+        except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+            return str(error).splitlines()[0]
+        finally:
+            self.segments = True
+            self.train(training)
+        difference = float((ours - theirs).norm() / theirs.norm())
+        exact = not self.bf16 and all(p.dtype in (torch.float32, torch.float64) for p in self.transformer.parameters())
+        if difference <= (1e-4 if exact else 3e-2):
+            return None
+        return f"segments change its results by {difference:.1e} (relative)"

@@ -1,0 +1,158 @@
+"""From a recipe's model, quantization and lora sections to modules ready to train.
+
+Only safetensors weights are read. Dropout of the pretrained model is switched off everywhere: the ratios of PPO and the
+reference terms of DPO compare log-probabilities, and noise in them is bias. `lora_dropout` is the user's own choice.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ..embedded import resolve
+from ..errors import RecipeError, SetupError
+from ..recipe.sections import LoraSection, ModelSection, QuantizationSection
+from .policy import Policy
+from .save import load_head
+from .scalar import ScalarModel
+
+transformers_logging.disable_progress_bar()
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. One without a pad token pads with EOS: nothing here tells padding by its id.
+
+    Raises RecipeError where there is none, or it has no EOS token.
+    """
+    path = resolve(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.name_or_path: no tokenizer in {path!r}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise RecipeError(f"model.name_or_path: the tokenizer of {path!r} has no EOS token, so no completion could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(
+    model: ModelSection,
+    *,
+    quantization: QuantizationSection | None = None,
+    lora: LoraSection | None = None,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    device: torch.device | str = "cpu",
+) -> Policy:
+    """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen."""
+    network = _pretrained(AutoModelForCausalLM, model, quantization, device)
+    pad = _pad_token_id(network)
+    wrapped = _prepare(network, lora, gradient_checkpointing, quantized=quantization is not None, task="CAUSAL_LM")
+    return Policy(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
+
+
+def load_scalar_model(
+    model: ModelSection,
+    *,
+    quantization: QuantizationSection | None = None,
+    lora: LoraSection | None = None,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    device: torch.device | str = "cpu",
+) -> ScalarModel:
+    """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
+    network = _pretrained(AutoModel, model, quantization, device)
+    pad = _pad_token_id(network)
+    wrapped = _prepare(
+        network, lora, gradient_checkpointing, quantized=quantization is not None, task="FEATURE_EXTRACTION"
+    )
+    scalar = ScalarModel(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
+    load_head(scalar, Path(resolve(model.name_or_path)))
+    return scalar
+
+
+def is_reward_model(name_or_path: str) -> bool:
+    """Whether the folder was written by the reward stage (a body with its head)."""
+    return (Path(resolve(name_or_path)) / "head.safetensors").is_file()
+
+
+def _pretrained(
+    auto: Any, section: ModelSection, quantization: QuantizationSection | None, device: torch.device | str
+) -> PreTrainedModel:
+    path = resolve(section.name_or_path)
+    options: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "use_safetensors": True}
+    if quantization is not None and quantization.load_in_4bit:
+        options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
+    try:
+        network: PreTrainedModel = auto.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model.name_or_path: cannot load {path!r}: {_first_line(error)}") from error
+    network.config.use_cache = True
+    return network if "device_map" in options else network.to(device)  # type: ignore[arg-type]
+
+
+def _bitsandbytes_config(section: QuantizationSection) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SetupError("quantization: needs bitsandbytes; install it with: pip install 'rlhf[quant]'")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=section.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=section.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, section.bnb_4bit_compute_dtype),
+    )
+
+
+def _prepare(
+    network: PreTrainedModel, lora: LoraSection | None, gradient_checkpointing: bool, *, quantized: bool, task: str
+) -> nn.Module:
+    disable_dropout(network)
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora is None:
+        if quantized:
+            network.requires_grad_(False)
+        return network
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        task_type=task,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
+        try:
+            return get_peft_model(network, config)  # adapters in float32 whatever the base's precision
+        except ValueError as error:
+            raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
+
+
+def disable_dropout(network: nn.Module) -> None:
+    """Every dropout of a pretrained model to zero, the attention's own included."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _pad_token_id(network: PreTrainedModel) -> int:
+    """Any valid id: padding is masked by position, never recognised by its id."""
+    config = network.config.get_text_config()
+    return config.pad_token_id if config.pad_token_id is not None else 0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

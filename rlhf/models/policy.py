@@ -1,0 +1,74 @@
+"""The policy: a causal language model as one module from a batch of segments to log-probabilities.
+
+Body, head and log-softmax sit inside one `forward`, because DDP, FSDP and ZeRO see only what goes through the wrapped
+module's forward. The reference under LoRA is the same weights with the adapters off: no second copy of the base.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..data.segments import IGNORE_INDEX, SegmentBatch, pad
+from .attention import segment_inputs
+from .batching import SegmentModule
+from .logprobs import head_logprobs, logits_logprobs
+
+
+class Policy(SegmentModule):
+    """`forward(batch)` gives the log-probability of every scored token, [N] float32."""
+
+    def __init__(self, model: nn.Module, *, pad_token_id: int, batching: str = "auto", bf16: bool = False) -> None:
+        super().__init__(model, pad_token_id=pad_token_id, bf16=bf16)
+        self.choose_batching(batching)
+
+    def forward(self, batch: SegmentBatch, *, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of `batch.targets` under the softmax at `temperature`, [N]."""
+        with self.autocast():
+            return self._flat(batch, temperature) if self.segments else self._padded(batch, temperature)
+
+    def _flat(self, batch: SegmentBatch, temperature: float) -> Tensor:
+        """All segments in one row; the head runs on the scored positions alone."""
+        inputs = segment_inputs(batch.input_ids, batch.position_ids, batch.spans)
+        hidden = self.transformer.base_model(**inputs).last_hidden_state[0]
+        head = self.transformer.get_output_embeddings()
+        return head_logprobs(hidden[batch.sources], head.weight, head.bias, batch.targets, temperature=temperature)
+
+    def _padded(self, batch: SegmentBatch, temperature: float) -> Tensor:
+        """One completion a row, through the model's own forward, logits and all."""
+        padded = pad(batch, self.pad_token_id)
+        logits = self.transformer(
+            input_ids=padded.input_ids,
+            attention_mask=padded.attention_mask,
+            position_ids=padded.position_ids,
+            use_cache=False,
+        ).logits
+        labels = padded.labels[:, 1:]
+        scored = labels != IGNORE_INDEX
+        return logits_logprobs(logits[:, :-1][scored], labels[scored], temperature=temperature)
+
+    probe = forward
+
+
+class Reference:
+    """The policy that DPO and PPO stay close to; never trained, called without gradients.
+
+    With adapters it is the policy with its adapters off (they start at zero, so that is the policy as it started);
+    without, a frozen copy. `other` is a policy loaded from elsewhere.
+    """
+
+    def __init__(self, policy: Policy, other: Policy | None = None) -> None:
+        self._shared = other is None and policy.has_adapters
+        self._policy = policy if self._shared else (other or copy.deepcopy(policy))
+        if not self._shared:
+            self._policy.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: SegmentBatch, *, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of `batch.targets`, [N]."""
+        if not self._shared:
+            return self._policy(batch, temperature=temperature)  # type: ignore[no-any-return]
+        with self._policy.model.disable_adapter():  # type: ignore[operator]
+            return self._policy(batch, temperature=temperature)  # type: ignore[no-any-return]

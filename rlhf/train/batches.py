@@ -1,0 +1,96 @@
+"""The rows of a supervised stage as microbatches: what each rank trains on at each step, and what it evaluates on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.sampler import Sampler
+from ..data.segments import Segment, collate
+from ..recipe.sections import TrainingSection
+from .loop import Microbatch, Stage
+
+
+class Batches:
+    """Segments dealt out by a `Sampler`; `window(step)` needs nothing from earlier steps."""
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        training: TrainingSection,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        score_prompt: bool = False,
+    ) -> None:
+        self.segments = segments
+        self._device = accelerator.device
+        self._score_prompt = score_prompt
+        self._sampler = Sampler(
+            lengths=[s.num_tokens for s in segments],
+            batch_size=training.per_device_train_batch_size,
+            max_tokens=training.max_tokens_per_batch,
+            seed=seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            accumulation=training.gradient_accumulation_steps,
+        )
+        self.total_steps = training.max_steps or self._sampler.total_steps(training.num_train_epochs)
+
+    def window(self, step: int) -> list[Microbatch]:
+        """This rank's microbatches of one optimizer step."""
+        return [self._microbatch(rows) for rows in self._sampler.window(step)]
+
+    def _microbatch(self, rows: Sequence[int]) -> Microbatch:
+        batch = collate([self.segments[i] for i in rows or [0]], score_prompt=self._score_prompt).to(self._device)
+        return Microbatch(batch, tokens=batch.input_ids.numel() if rows else 0, idle=not rows)
+
+
+class HeldOut:
+    """The evaluation rows, in order, once."""
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        training: TrainingSection,
+        accelerator: Accelerator,
+        *,
+        score_prompt: bool = False,
+    ) -> None:
+        self._accelerator = accelerator
+        size = training.per_device_eval_batch_size
+        mine = segments[accelerator.process_index :: accelerator.num_processes]
+        self._batches = [collate(mine[i : i + size], score_prompt=score_prompt) for i in range(0, len(mine), size)]
+        self._any = bool(segments)
+
+    def evaluate(self, stage: Stage, module: nn.Module) -> dict[str, float]:
+        """The stage's own metrics, averaged as its loss is; the unwrapped module, since ranks may hold unequal rows."""
+        if not self._any:
+            return {}
+        device = self._accelerator.device
+        count = torch.tensor(float(sum(stage.count(b) for b in self._batches)), device=device)
+        count = self._accelerator.reduce(count, "sum").clamp(min=1)
+        bare = self._accelerator.unwrap_model(module)
+        totals: dict[str, torch.Tensor] = {}
+        for batch in self._batches:
+            for name, value in stage.forward_loss(bare, batch.to(device), count).metrics.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value
+        shares = self._accelerator.gather_for_metrics(
+            [{n: float(v) for n, v in totals.items()}], use_gather_object=True
+        )
+        return {name: sum(share.get(name, 0.0) for share in shares) for name in sorted({n for s in shares for n in s})}
+
+
+def fingerprint(segments: Sequence[Segment]) -> str:
+    """A hash of every token of the rows: a resumed run must see the very same data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for segment in segments:
+        for ids in (segment.prompt_ids, *segment.completion_ids):
+            digest.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
+        digest.update(np.asarray(segment.grades, dtype=np.float64).tobytes())
+    return digest.hexdigest()

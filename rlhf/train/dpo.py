@@ -1,0 +1,70 @@
+"""Direct preference optimisation.
+
+for each batch of pairs (x, y_w, y_l):
+    h = beta [log pi(y_w|x) - log pi_ref(y_w|x) - log pi(y_l|x) + log pi_ref(y_l|x)]
+    L = -1/P sum log sigmoid(h)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data.segments import SegmentBatch
+from ..losses import LossOutput, dpo_loss
+from ..models.policy import Reference
+from ..recipe.schema import DpoRecipe
+from .batches import Batches, HeldOut
+from .loop import Microbatch
+from .setup import Setup
+
+
+class Dpo:
+    """Pairs in, a policy out. The prompt is computed once for both completions."""
+
+    kinds = frozenset({"preference"})
+
+    def __init__(self, recipe: DpoRecipe, setup: Setup) -> None:
+        self.section = recipe.dpo
+        self.module = setup.policy()
+        self.reference = Reference(self.module, setup.other_policy(recipe.dpo.reference))
+        self.batches = Batches(setup.train, recipe.training, setup.accelerator, seed=recipe.seed)
+        self.held_out = HeldOut(setup.held_out, recipe.training, setup.accelerator)
+        self.total_steps = self.batches.total_steps
+        self.metrics: dict[str, float] = {}
+
+    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+        yield self.batches.window(step)
+
+    def count(self, batch: SegmentBatch) -> float:
+        return batch.num_segments
+
+    def forward_loss(self, module: nn.Module, batch: SegmentBatch, count: Tensor) -> LossOutput:
+        ref_chosen, ref_rejected = self._sides(batch, self.reference(batch))
+        chosen, rejected = self._sides(batch, module(batch))
+        return dpo_loss(
+            chosen_logprobs=chosen,
+            rejected_logprobs=rejected,
+            ref_chosen_logprobs=ref_chosen,
+            ref_rejected_logprobs=ref_rejected,
+            beta=self.section.beta,
+            label_smoothing=self.section.label_smoothing,
+            num_pairs=count,
+        )
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        return self.held_out.evaluate(self, module)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing beside the parameters."""
+
+    @staticmethod
+    def _sides(batch: SegmentBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Token log-probabilities [N] as sums over the chosen and the rejected completions, [P] each."""
+        chosen, rejected = batch.sum_rows(logprobs).view(-1, 2).unbind(1)
+        return chosen, rejected

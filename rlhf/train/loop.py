@@ -1,0 +1,182 @@
+"""The one loop under all four stages: microbatches -> loss -> backward -> clip -> guard -> step -> log -> checkpoint.
+
+A stage gives the loop the microbatches of each optimizer step and their loss; the loop knows nothing of the method. In
+the supervised stages a step is one optimizer step; in PPO a step is one iteration: rollouts, then several.
+
+Normalisers are counted over the whole optimizer step, all microbatches of all ranks, before the first backward pass, so
+gradient accumulation and world size do not change a loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..errors import RlhfError
+from ..losses import LossOutput
+from ..recipe.schema import TrainRecipe
+from .checkpoint import Checkpoints
+from .metrics import MetricsLog
+from .optim import learning_rate, make_optimizer
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """What one forward pass takes. `idle`: this rank ran out of rows, and only takes part in the gradient sync."""
+
+    batch: Any
+    tokens: int
+    idle: bool = False
+
+
+class Stage(Protocol):
+    """What a training method is to the loop."""
+
+    module: nn.Module  # everything that trains
+    total_steps: int
+    metrics: dict[str, float]  # of the latest step, beside the losses'
+
+    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+        """This rank's microbatches of each optimizer step in `step` (from 0)."""
+
+    def count(self, batch: Any) -> float:
+        """What the loss is a mean over: the tokens or pairs of one microbatch."""
+
+    def forward_loss(self, module: nn.Module, batch: Any, count: Tensor) -> LossOutput:
+        """The microbatch's share of the loss; `module` is `self.module`, perhaps wrapped for several processes."""
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """Metrics on the held-out rows, the same on every rank; empty where there are none."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside parameters and optimizer, as JSON."""
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+def fit(
+    stage: Stage, recipe: TrainRecipe, checkpoints: Checkpoints, accelerator: Accelerator, title: str
+) -> dict[str, float]:
+    """Train `stage` to the end, from its newest whole checkpoint; returns the last step's metrics.
+
+    Raises RlhfError when a loss or gradient is not finite, CheckpointError when no checkpoint can be used.
+    """
+    section = recipe.training
+    optimizer = make_optimizer(stage.module, section)
+    start = _resume(stage, optimizer, recipe, checkpoints, accelerator)
+    module, optimizer = accelerator.prepare(stage.module, optimizer)
+    log = MetricsLog(Path(recipe.output_dir), title, stage.total_steps, start, accelerator)
+    metrics: dict[str, float] = {}
+    with log:
+        if section.eval_steps and start == 0:
+            log.write(0, _evaluate(stage, module))
+        for step in range(start, stage.total_steps):
+            began = time.perf_counter()
+            rate = learning_rate(section, step, stage.total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            metrics = _train_step(stage, module, optimizer, step, section.max_grad_norm, accelerator)
+            seconds = time.perf_counter() - began
+            metrics |= {"learning_rate": rate, "seconds": seconds, "tokens_per_second": metrics.pop("tokens") / seconds}
+            last = step + 1 == stage.total_steps
+            evaluated = section.eval_steps and ((step + 1) % section.eval_steps == 0 or last)
+            if evaluated:
+                metrics |= _evaluate(stage, module)
+            log.advance(
+                step + 1, metrics, write=bool(last or evaluated or (step + 1) % recipe.logging.logging_steps == 0)
+            )
+            if recipe.checkpoint.save_steps and ((step + 1) % recipe.checkpoint.save_steps == 0 or last):
+                checkpoints.save(step + 1, stage.module, optimizer, stage.state(), accelerator)
+    return metrics
+
+
+def _resume(
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    recipe: TrainRecipe,
+    checkpoints: Checkpoints,
+    accelerator: Accelerator,
+) -> int:
+    """Finished steps of the checkpoint that was put back, 0 for a fresh run."""
+    if accelerator.is_main_process:
+        checkpoints.sweep()
+        if recipe.checkpoint.resume == "never":
+            checkpoints.clear()
+    accelerator.wait_for_everyone()
+    path = checkpoints.newest(recipe.checkpoint.resume)
+    if path is None:
+        return 0
+    step, state = checkpoints.load(path, stage.module, optimizer, accelerator)
+    stage.load_state(state)
+    accelerator.print(f"resumed from {path}")
+    return step
+
+
+def _train_step(
+    stage: Stage,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    max_grad_norm: float | None,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """All optimizer steps of `step`; metrics are means over them and over all ranks."""
+    module.train()
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+    updates = 0
+    for microbatches in stage.updates(step):
+        live = [m for m in microbatches if not m.idle]
+        count = _sum_over_ranks(float(sum(stage.count(m.batch) for m in live)), accelerator).clamp(min=1)
+        for i, microbatch in enumerate(microbatches):
+            sync = accelerator.no_sync(module) if i + 1 < len(microbatches) else nullcontext()
+            with sync:
+                output = stage.forward_loss(module, microbatch.batch, count)
+                # DDP averages gradients over ranks; the loss is already a share of the global mean
+                accelerator.backward(output.loss * (0.0 if microbatch.idle else accelerator.num_processes))
+            if not microbatch.idle:
+                for name, value in output.metrics.items():
+                    sums[name] += value
+                sums["tokens"] += microbatch.tokens
+        sums["grad_norm"] += _clip(module, max_grad_norm, accelerator) / accelerator.num_processes
+        _guard_finite(sums, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        updates += 1
+    names = sorted(sums)
+    totals = accelerator.reduce(torch.stack([sums[name].float() for name in names]), "sum").tolist()
+    means = {name: total if name == "tokens" else total / updates for name, total in zip(names, totals, strict=True)}
+    return means | stage.metrics
+
+
+def _clip(module: nn.Module, max_grad_norm: float | None, accelerator: Accelerator) -> Tensor:
+    norm = accelerator.clip_grad_norm_(module.parameters(), float("inf") if max_grad_norm is None else max_grad_norm)
+    return torch.as_tensor(norm, device=accelerator.device)
+
+
+def _guard_finite(sums: dict[str, Tensor], step: int) -> None:
+    bad = [name for name in ("loss", "grad_norm") if name in sums and not bool(torch.isfinite(sums[name]))]
+    if bad:
+        raise RlhfError(
+            f"step {step + 1}: {' and '.join(bad)} not finite; nothing was updated. Lower training.learning_rate, "
+            "set training.max_grad_norm, or look at this batch with: rlhf inspect"
+        )
+
+
+def _evaluate(stage: Stage, module: nn.Module) -> dict[str, float]:
+    module.eval()
+    with torch.no_grad():
+        return {f"eval/{name}": value for name, value in stage.evaluate(module).items()}
+
+
+def _sum_over_ranks(value: float, accelerator: Accelerator) -> Tensor:
+    total: Tensor = accelerator.reduce(torch.tensor(value, dtype=torch.float32, device=accelerator.device), "sum")
+    return total

@@ -1,0 +1,221 @@
+"""Proximal policy optimisation against a reward, on one loop with the other stages.
+
+for each iteration:
+    1 sample    n completions of each prompt from the policy
+    2 score     reward models and callables; centred; the missing-EOS rule
+    3 evaluate  log-probabilities of policy and reference, values, at the sampling temperature
+    4 estimate  r_t = -beta (log pi - log pi_ref)_t, + score at the last token; GAE; whitened advantages
+    5 update    for each epoch, each minibatch: clipped policy loss + vf_coef * clipped value loss
+    6 control   beta follows the measured KL, where it is adaptive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.segments import SegmentBatch
+from ..errors import RecipeError
+from ..generation.engine import Completion, TransformersEngine
+from ..generation.scorers import load_scorers
+from ..losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
+from ..models.policy import Policy, Reference
+from ..models.scalar import ScalarModel
+from ..recipe.schema import PpoRecipe
+from .loop import Microbatch
+from .rollout import Experience, Prompt, experience, sample_scores
+from .setup import Setup
+
+EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
+
+
+class ActorCritic(nn.Module):
+    """Policy and value model as one module, so that one wrapper sees every gradient."""
+
+    def __init__(self, policy: Policy, value_model: ScalarModel) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+
+    def forward(self, batch: SegmentBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values of the scored tokens, [N] each."""
+        return self.policy(batch, temperature=temperature), self.value_model(batch, per_token=True)
+
+
+class Ppo:
+    """Prompts in, a policy out."""
+
+    kinds = frozenset({"prompt"})
+
+    def __init__(self, recipe: PpoRecipe, setup: Setup) -> None:
+        self.section, self.seed = recipe.ppo, recipe.seed
+        self.accelerator = setup.accelerator
+        self.policy = setup.policy()
+        self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
+        reward_models = [s.model for s in recipe.ppo.rewards if s.model is not None]
+        self.value_model = setup.scalar_model(recipe.ppo.value_model or next(iter(reward_models), None))
+        self.module = ActorCritic(self.policy, self.value_model)
+        self.engine = TransformersEngine(self.policy, setup.tokenizer)
+        self.scorers = load_scorers(
+            recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
+        )
+        self.kl = _controller(recipe)
+        self.reward_offset: float | None = None if self.section.center_rewards else 0.0
+        self.prompts: Sequence[Prompt] = setup.train
+        self.held_out: Sequence[Prompt] = setup.held_out
+        self.batch_size = max(1, recipe.training.per_device_train_batch_size // self.section.sampling.n)
+        self.total_steps = recipe.training.max_steps or int(
+            np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
+        )
+        self.metrics: dict[str, float] = {}
+        _check_shares(
+            self.section.rollout_batch_size,
+            self.accelerator.num_processes,
+            self.batch_size,
+            self.section.num_mini_batches,
+        )
+
+    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+        """One iteration: rollouts first, then each optimizer step's microbatches."""
+        prompts = self._prompts_of(step)
+        groups = self.engine.generate(prompts_ids(prompts), self.section.sampling, seed=self._sampling_seed(step))
+        scores, parts = sample_scores(groups, prompts, self.scorers)
+        if self.reward_offset is None:  # the policy is still the reference: centre on what it writes
+            self.reward_offset = self._mean(scores)
+        rollouts = experience(
+            prompts,
+            groups,
+            scores - self.reward_offset,
+            section=self.section,
+            policy=self.policy,
+            reference=self.reference,
+            value_model=self.value_model,
+            kl_coef=self.kl.value,
+            batch_size=self.batch_size,
+            reduce=self._sum,
+        )
+        self.metrics = self._rollout_metrics(groups, scores, parts, rollouts)
+        for epoch in range(self.section.num_ppo_epochs):
+            # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(rollouts))
+            for minibatch in np.array_split(order, self.section.num_mini_batches):
+                yield [Microbatch(rollouts[i], tokens=rollouts[i].batch.input_ids.numel()) for i in minibatch]
+        self.kl.update(self.metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
+
+    def count(self, batch: Experience) -> float:
+        return batch.batch.num_targets
+
+    def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
+        logprobs, values = module(batch.batch, temperature=self.section.sampling.temperature)
+        mask = batch.batch.mask
+        policy = policy_loss(
+            logprobs=batch.batch.to_rows(logprobs),
+            old_logprobs=batch.old_logprobs,
+            advantages=batch.advantages,
+            mask=mask,
+            cliprange=self.section.cliprange,
+            num_tokens=count,
+        )
+        value = value_loss(
+            values=batch.batch.to_rows(values),
+            old_values=batch.old_values,
+            returns=batch.returns,
+            mask=mask,
+            cliprange_value=self.section.cliprange_value,
+            num_tokens=count,
+        )
+        loss = policy.loss + self.section.vf_coef * value.loss
+        return LossOutput(loss, {"loss": loss.detach()} | policy.metrics | value.metrics)
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        """The mean score of one completion for each held-out prompt, drawn with the same noise every time."""
+        if not self.held_out:
+            return {}
+        mine = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
+        sampling = self.section.sampling.model_copy(update={"n": 1})
+        groups = self.engine.generate(
+            prompts_ids(mine), sampling, seed=EVALUATION_SEED + self.accelerator.process_index
+        )
+        scores, _ = sample_scores(groups, mine, self.scorers)
+        return {"score": self._mean(scores), "length": self._mean(torch.tensor([float(len(g[0].ids)) for g in groups]))}
+
+    def state(self) -> dict[str, Any]:
+        return {"kl_coef": self.kl.value, "reward_offset": self.reward_offset}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.kl.value, self.reward_offset = state["kl_coef"], state["reward_offset"]
+
+    def _prompts_of(self, step: int) -> list[Prompt]:
+        """This rank's prompts of one iteration: the next of an endless stream of permutations."""
+        total, size = len(self.prompts), self.section.rollout_batch_size
+        places = range(step * size + self.accelerator.process_index, (step + 1) * size, self.accelerator.num_processes)
+        orders = {e: np.random.default_rng([self.seed, e]).permutation(total) for e in {p // total for p in places}}
+        return [self.prompts[orders[place // total][place % total]] for place in places]
+
+    def _sampling_seed(self, step: int) -> int:
+        """Another for each iteration and rank."""
+        return int(np.random.SeedSequence([self.seed, step, self.accelerator.process_index]).generate_state(1)[0])
+
+    def _rollout_metrics(
+        self,
+        groups: Sequence[Sequence[Completion]],
+        scores: Tensor,
+        parts: dict[str, float],
+        rollouts: Sequence[Experience],
+    ) -> dict[str, float]:
+        kl = torch.cat([r.batch.mask.mul(r.kl).sum(1) for r in rollouts])
+        lengths = torch.cat([r.batch.lengths.float() for r in rollouts])
+        negative_logprobs = torch.cat([-r.old_logprobs[r.batch.mask] for r in rollouts])
+        returns, values = (
+            torch.cat([getattr(r, n)[r.batch.mask] for r in rollouts]) for n in ("returns", "old_values")
+        )
+        return {
+            "score": self._mean(scores),
+            "kl": self._mean(kl),
+            "kl_coef": self.kl.value,
+            "objective": self._mean(torch.cat([r.scores for r in rollouts]) - self.kl.value * kl),
+            "entropy": self._mean(negative_logprobs),
+            "length": self._mean(lengths),
+            "eos_rate": self._mean(torch.tensor([float(c.ended) for g in groups for c in g])),
+            "value/explained_variance": 1.0 - self._mean((returns - values) ** 2) / max(self._variance(returns), 1e-8),
+        } | {f"score/{name}": self._mean(torch.tensor([mean])) for name, mean in parts.items()}
+
+    def _sum(self, values: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return total
+
+    def _mean(self, values: Tensor) -> float:
+        """Over all ranks."""
+        total, count = self._sum(torch.tensor([float(values.sum()), float(values.numel())])).tolist()
+        return total / count
+
+    def _variance(self, values: Tensor) -> float:
+        return self._mean((values - self._mean(values)) ** 2)
+
+
+def prompts_ids(prompts: Sequence[Prompt]) -> list[Sequence[int]]:
+    return [prompt.ids for prompt in prompts]
+
+
+def _controller(recipe: PpoRecipe) -> KlController:
+    section = recipe.ppo
+    if section.adaptive_kl is None:
+        return FixedKl(section.kl_coef)
+    return AdaptiveKl(section.kl_coef, section.adaptive_kl.target, section.adaptive_kl.horizon)
+
+
+def _check_shares(rollout_batch_size: int, ranks: int, batch_size: int, num_mini_batches: int) -> None:
+    if rollout_batch_size % ranks:
+        raise RecipeError(
+            f"ppo.rollout_batch_size: {rollout_batch_size} prompts cannot be shared evenly by {ranks} processes"
+        )
+    microbatches = -(-rollout_batch_size // ranks // batch_size)
+    if microbatches < num_mini_batches:
+        raise RecipeError(
+            f"ppo.num_mini_batches: {num_mini_batches} minibatches of only {microbatches} microbatches; "
+            "lower training.per_device_train_batch_size"
+        )

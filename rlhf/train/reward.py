@@ -1,0 +1,68 @@
+"""The reward model.
+
+for each batch of rankings (x, y_1, ..., y_K):             # a pair is a ranking of two
+    r_k = head(body(x, y_k))                               # each completion once, at its last token
+    L   = -1/S sum_s mean_{i better than j} log sigmoid(r_i - r_j [- margin]) [+ c (r_i + r_j)^2]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.segments import SegmentBatch
+from ..losses import LossOutput, ranked_pairs, reward_loss
+from ..recipe.schema import RewardRecipe
+from .batches import Batches, HeldOut
+from .loop import Microbatch
+from .setup import Setup
+
+
+class Reward:
+    """Pairs or whole rankings in, a scalar model out."""
+
+    kinds = frozenset({"preference", "ranking"})
+
+    def __init__(self, recipe: RewardRecipe, setup: Setup) -> None:
+        self.section = recipe.reward
+        self.module = setup.scalar_model()
+        self.batches = Batches(setup.train, recipe.training, setup.accelerator, seed=recipe.seed)
+        self.held_out = HeldOut(setup.held_out, recipe.training, setup.accelerator)
+        self.total_steps = self.batches.total_steps
+        self.metrics: dict[str, float] = {}
+
+    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+        yield self.batches.window(step)
+
+    def count(self, batch: SegmentBatch) -> float:
+        """Segments in which anything is compared: one whose completions are all tied has no loss."""
+        return float(ranked_pairs(batch.grades, batch.segments).weights.sum())
+
+    def forward_loss(self, module: nn.Module, batch: SegmentBatch, count: Tensor) -> LossOutput:
+        scores = module(batch)
+        pairs = ranked_pairs(batch.grades, batch.segments)
+        return reward_loss(
+            chosen_scores=scores[pairs.chosen],
+            rejected_scores=scores[pairs.rejected],
+            num_pairs=count,
+            weights=pairs.weights,
+            margins=self._margins(batch, pairs.chosen) if self.section.use_margin else None,
+            center_coefficient=self.section.center_coefficient,
+        )
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        return self.held_out.evaluate(self, module)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing beside the parameters."""
+
+    @staticmethod
+    def _margins(batch: SegmentBatch, chosen: Tensor) -> Tensor:
+        """A pair's known margin, [P]; 0 where the data states none."""
+        return torch.as_tensor(batch.margins[batch.segments[chosen]])

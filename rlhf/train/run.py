@@ -1,0 +1,137 @@
+"""`rlhf train RECIPE`: load what the recipe names, run the loop, write `final/`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from .. import __version__
+from ..data.dataset import prompts, tokenize
+from ..embedded import resolve
+from ..errors import SetupError
+from ..manifest import atomic_folder
+from ..models.load import load_tokenizer
+from ..models.save import save_final
+from ..recipe.schema import PpoRecipe, TrainRecipe
+from .batches import fingerprint
+from .checkpoint import Checkpoints
+from .dpo import Dpo
+from .loop import fit
+from .ppo import Ppo
+from .reward import Reward
+from .rollout import Prompt
+from .setup import Setup
+from .sft import Sft
+
+STAGES: dict[str, Any] = {"sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": Ppo}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows for either kind of stage, their report, and a hash of their tokens."""
+
+    train: list[Any]
+    held_out: list[Any]
+    report: dict[str, Any]
+    digest: str
+
+
+def train(recipe: TrainRecipe) -> dict[str, Any]:
+    """Train one stage to the end and write its `final/`; returns the last metrics and what became of the rows.
+
+    Goes on from the newest whole checkpoint (`checkpoint.resume`). Raises the errors of rlhf.errors.
+    """
+    folder = Path(recipe.output_dir)
+    accelerator = make_accelerator(recipe)
+    set_seed(recipe.seed)
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    kind = STAGES[recipe.method]  # type: ignore[attr-defined]
+    rows = load_rows(recipe, tokenizer, kind.kinds)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "data.json").write_text(
+            json.dumps(rows.report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    setup = Setup(recipe, accelerator, tokenizer, rows.train, rows.held_out)
+    stage = kind(recipe, setup)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", _identity(recipe, rows.digest), recipe.checkpoint.save_total_limit
+    )
+    accelerator.init_trackers(project_name="rlhf", config={}, init_kwargs={})
+    metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")  # type: ignore[attr-defined]
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        with atomic_folder(folder / "final") as final:
+            lineage = _lineage(recipe, rows.digest, stage.total_steps)
+            dtype = getattr(torch, recipe.model.dtype)
+            save_final(getattr(stage, "policy", stage.module), tokenizer, final, dtype=dtype, lineage=lineage)
+    accelerator.wait_for_everyone()
+    return {"metrics": metrics, "rows": rows.report, "final": str(folder / "final")}
+
+
+def make_accelerator(recipe: TrainRecipe) -> Accelerator:
+    """Accelerate for devices, processes and trackers; precision and accumulation are the recipe's, in one place."""
+    try:
+        return Accelerator(mixed_precision="no", log_with=list(recipe.logging.report_to), project_dir=recipe.output_dir)
+    except (ImportError, ValueError) as error:
+        raise SetupError(f"logging.report_to: {error}") from error
+
+
+def load_rows(recipe: TrainRecipe, tokenizer: Any, kinds: frozenset[str]) -> Rows:
+    """The recipe's rows as tokens. Prompts for PPO, segments for the others."""
+    if isinstance(recipe, PpoRecipe):
+        longest = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
+        sides = [prompts(s, tokenizer, recipe.data.template, longest) for s in (recipe.data.train, recipe.data.eval)]
+        starts = [[Prompt(text, ids) for text, ids in side] for side in sides]
+        digest = hashlib.blake2b(repr([p.ids for p in starts[0]]).encode(), digest_size=16).hexdigest()
+        return Rows(*starts, {}, digest)
+    train_rows = tokenize(recipe.data, tokenizer, kinds, "train")
+    eval_rows = tokenize(recipe.data, tokenizer, kinds, "eval") if recipe.data.eval else None
+    return Rows(
+        train_rows.segments,
+        eval_rows.segments if eval_rows else [],
+        {"train": train_rows.report} | ({"eval": eval_rows.report} if eval_rows else {}),
+        fingerprint(train_rows.segments),
+    )
+
+
+def _identity(recipe: TrainRecipe, data: str) -> dict[str, str]:
+    """What may not change under a resumed run: how many steps, where it writes and what it logs may."""
+    content = recipe.model_dump(exclude={"output_dir", "checkpoint", "logging"})
+    for key in ("max_steps", "num_train_epochs", "eval_steps", "per_device_eval_batch_size"):
+        content["training"].pop(key)
+    return {"recipe": _digest(content), "data": data, "model": _model_identity(recipe.model.name_or_path)}
+
+
+def _model_identity(name_or_path: str) -> str:
+    """The base by its manifest where it has one, else by its files' names and sizes; a hub name as it is."""
+    path = Path(resolve(name_or_path))
+    if (path / "manifest.json").is_file():
+        return _digest(json.loads((path / "manifest.json").read_text())["files"])
+    if path.is_dir():
+        return _digest(sorted((p.name, p.stat().st_size) for p in path.iterdir() if p.is_file()))
+    return name_or_path
+
+
+def _lineage(recipe: TrainRecipe, data: str, steps: int) -> dict[str, Any]:
+    """Where `final/` came from, and the template it was trained with."""
+    return {
+        "rlhf": __version__,
+        "method": recipe.method,  # type: ignore[attr-defined]
+        "base": recipe.model.name_or_path,
+        "base_identity": _model_identity(recipe.model.name_or_path),
+        "data": data,
+        "steps": steps,
+        "template": recipe.data.template.model_dump(),
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,51 @@
+"""What a stage starts from: the recipe's model, tokenizer and rows, loaded once, the same way for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from ..models.load import load_policy, load_scalar_model
+from ..models.policy import Policy
+from ..models.scalar import ScalarModel
+from ..recipe.schema import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of one run. `train` and `held_out` are tokenised rows: segments, or for PPO prompts."""
+
+    recipe: TrainRecipe
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Any]
+    held_out: Sequence[Any]
+
+    def policy(self) -> Policy:
+        """The model that trains."""
+        return load_policy(self.recipe.model, lora=self.recipe.lora, **self._options)
+
+    def other_policy(self, name_or_path: str) -> Policy | None:
+        """A reference from elsewhere, frozen; None for `initial`, the policy as it starts."""
+        if name_or_path == "initial":
+            return None
+        return load_policy(self.recipe.model.model_copy(update={"name_or_path": name_or_path}), **self._options)
+
+    def scalar_model(self, name_or_path: str | None = None) -> ScalarModel:
+        """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
+        section = self.recipe.model.model_copy(update={"name_or_path": name_or_path or self.recipe.model.name_or_path})
+        return load_scalar_model(section, lora=self.recipe.lora, **self._options)
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "quantization": self.recipe.quantization,
+            "bf16": self.recipe.training.bf16,
+            "gradient_checkpointing": self.recipe.training.gradient_checkpointing,
+            "device": self.accelerator.device,
+        }

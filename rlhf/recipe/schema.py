@@ -5,7 +5,7 @@ Read with `recipe.loader.load`, which adds file and line to every complaint. Not
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -51,7 +51,7 @@ class TrainRecipe(Recipe):
     @model_validator(mode="after")
     def _quantized_bases_are_frozen(self) -> TrainRecipe:
         if self.quantization is not None and self.quantization.load_in_4bit and self.lora is None:
-            raise ValueError("a 4-bit model is frozen and trains only through adapters: add a lora: section")
+            raise ValueError("quantization: a 4-bit model is frozen and trains only adapters; add a lora: section")
         return self
 
 
@@ -131,11 +131,11 @@ class PpoSection(Section):
     @model_validator(mode="after")
     def _rollouts_are_the_policys_own(self) -> PpoSection:
         if self.sampling.top_k != 0 or self.sampling.top_p != 1.0:
-            raise ValueError("ppo.sampling must keep top_k: 0 and top_p: 1.0: truncated sampling biases the probability ratios")
+            raise ValueError("sampling: must keep top_k: 0 and top_p: 1.0; truncation biases the probability ratios")
         if self.sampling.temperature == 0:
-            raise ValueError("ppo.sampling.temperature must be positive: greedy rollouts do not explore")
+            raise ValueError("sampling.temperature: must be positive; greedy rollouts do not explore")
         if (self.rollout_batch_size * self.sampling.n) % self.num_mini_batches:
-            raise ValueError("ppo.rollout_batch_size * ppo.sampling.n must be a multiple of ppo.num_mini_batches")
+            raise ValueError("num_mini_batches: must divide rollout_batch_size * sampling.n")
         return self
 
 
@@ -178,9 +178,15 @@ class DataStep(Section):
     dedup: DedupStep | None = None
     split: SplitStep | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_step(cls, value: Any) -> Any:
+        """`- dedup:` with nothing under it is that step with its defaults."""
+        return {key: {} if step is None else step for key, step in value.items()} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _exactly_one(self) -> DataStep:
-        if len(self.model_fields_set) != 1:
+        if [self.pairs, self.dedup, self.split].count(None) != 2:
             raise ValueError("a step is exactly one of pairs, dedup, split")
         return self
 

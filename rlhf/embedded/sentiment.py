@@ -3,13 +3,13 @@
     preference_judge   ranks the completions that preference pairs and rewards are made from
     evaluation_judge   is only ever asked about finished policies
 
-Use them as recipe callables, `rlhf.embedded.sentiment:preference_judge`. They read the completion alone: the prompt's words
-are the same for every completion of it, so they would add noise and no preference.
+Use them as recipe callables, `rlhf.embedded.sentiment:preference_judge`. They read the completion alone: the prompt's
+words are the same for every completion of it, so they would add noise and no preference.
 
-Each is a logistic regression over the presence (not the count) of words and word pairs, weighted by their log-count ratios
-(Wang and Manning 2012, "NBSVM"), and calibrated on reviews of its own that it was not fitted on. Against reward hacking:
-repeating a word adds nothing, a row is scaled by the root of its number of features, texts shorter than sixteen features
-count as sixteen, and scores are clipped. Weights are safetensors and JSON, never a pickle.
+Each is a logistic regression over the presence (not the count) of words and word pairs, weighted by their log-count
+ratios (Wang and Manning 2012, "NBSVM"), and calibrated on reviews of its own that it was not fitted on. Against reward
+hacking: repeating a word adds nothing, a row is scaled by the root of its number of features, texts shorter than sixteen
+features count as sixteen, and scores are clipped. Weights are safetensors and JSON, never a pickle.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def evaluation_judge(prompts: list[str], completions: list[str]) -> list[float]:
 def judge_card(name: str) -> dict[str, Any]:
     """What is known about a judge, for the report; `name` as preference, preference_judge or the callable's full path.
 
-    Measured on snippets of held-out reviews: accuracy, accuracy_closing (the last snippet of each review, where verdicts
-    stand), accuracy_reviews (a review by the mean of its snippets), expected_calibration_error, train_rows, calibration_rows, test_rows, and agreement: how often both judges say
-    the same about the held-out snippets of either.
+    Measured on snippets of held-out reviews: accuracy; accuracy_closing, on the last snippet of each review, where
+    verdicts stand; accuracy_reviews, a review by the sum of its snippets; expected_calibration_error; train_rows,
+    calibration_rows, test_rows; and agreement: how often both judges say the same about the held-out snippets of either.
+    A snippet carries its review's label, also where it only tells the plot: no judge can reach 1 on snippets.
     """
     short = name.rpartition(":")[2].removesuffix("_judge")
     if short not in JUDGES:
@@ -100,7 +101,7 @@ def _vectorizer() -> Any:
 
 
 def _features(texts: list[str]) -> csr_matrix:
-    """Presence of hashed words and word pairs, each row scaled by the root of its feature count (at least SHORTEST)."""
+    """Presence of hashed words and word pairs, each row scaled by the root of its feature count (at least 16)."""
     import numpy as np
     from scipy import sparse
 
@@ -137,7 +138,7 @@ def _snippets() -> dict[str, dict[str, list[Snippet]]]:
 
 
 def _fit(splits: dict[str, list[Snippet]]) -> tuple[np.ndarray, float]:
-    """Log-count ratios, logistic regression on the rows scaled by them, then Platt's slope and offset; all folded into one."""
+    """Logistic regression on rows scaled by log-count ratios, then Platt's slope and offset, folded into one (weights, bias)."""
     import numpy as np
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression

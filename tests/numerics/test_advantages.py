@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf.losses import gae, masked_moments, token_rewards, whiten
 
 from . import oracle
-from .support import Numbers, assert_close, check, masks, numbers, prefix_masks, smooth_numbers, tensor
+from .support import Numbers, assert_close, check, completion_masks, masks, numbers, smooth_numbers, tensor
 
 discounts = st.sampled_from([0.0, 0.3, 0.95, 0.99, 1.0])
 
@@ -27,7 +27,7 @@ def _gae(rewards: np.ndarray, values: np.ndarray, mask: np.ndarray, gamma: float
 
 
 @check
-@given(numbers, prefix_masks(), st.sampled_from([0.0, 0.05, 1.0]))
+@given(numbers, completion_masks(), st.sampled_from([0.0, 0.05, 1.0]))
 def test_token_rewards(draw: Numbers, mask: np.ndarray, kl_coef: float) -> None:
     scores, kl = draw(len(mask), scale=3), draw(*mask.shape)
     rewards = token_rewards(tensor(scores), tensor(kl), tensor(mask), kl_coef=kl_coef)
@@ -35,17 +35,16 @@ def test_token_rewards(draw: Numbers, mask: np.ndarray, kl_coef: float) -> None:
 
 
 @check
-@given(numbers, prefix_masks(), st.integers(0, 3))
-def test_the_score_lands_on_the_last_token_only(draw: Numbers, mask: np.ndarray, left: int) -> None:
+@given(numbers, completion_masks())
+def test_the_score_lands_on_the_last_token_only(draw: Numbers, mask: np.ndarray) -> None:
     """One completion's score moves one reward: the one before its right padding, wherever its left padding ends."""
-    mask = np.concatenate([np.zeros((len(mask), left), dtype=bool), mask], axis=1)
     kl = tensor(draw(*mask.shape))
     without = token_rewards(tensor(np.zeros(len(mask))), kl, tensor(mask), kl_coef=0.1)
     scored = token_rewards(tensor(np.ones(len(mask))), kl, tensor(mask), kl_coef=0.1)
     moved = (scored - without).numpy()
-    for row, length in enumerate(mask.sum(1)):
+    for row in range(len(mask)):
         expected = np.zeros(mask.shape[1])
-        expected[left + length - 1] = 1.0
+        expected[np.flatnonzero(mask[row])[-1]] = 1.0
         assert_close(moved[row], expected)
 
 
@@ -68,7 +67,7 @@ def test_an_empty_row_has_no_reward() -> None:
 
 
 @check
-@given(numbers, prefix_masks(), discounts, discounts)
+@given(numbers, completion_masks(), discounts, discounts)
 def test_gae_is_its_definition(draw: Numbers, mask: np.ndarray, gamma: float, lam: float) -> None:
     rewards, values = draw(*mask.shape), draw(*mask.shape)
     advantages, returns = _gae(rewards, values, mask, gamma, lam)
@@ -78,7 +77,7 @@ def test_gae_is_its_definition(draw: Numbers, mask: np.ndarray, gamma: float, la
 
 
 @check
-@given(numbers, prefix_masks(), discounts)
+@given(numbers, completion_masks(), discounts)
 def test_lambda_one_is_monte_carlo(draw: Numbers, mask: np.ndarray, gamma: float) -> None:
     rewards, values = draw(*mask.shape), draw(*mask.shape)
     expected = oracle.discounted_returns(rewards, mask, gamma)
@@ -88,7 +87,7 @@ def test_lambda_one_is_monte_carlo(draw: Numbers, mask: np.ndarray, gamma: float
 
 
 @check
-@given(numbers, prefix_masks(), discounts)
+@given(numbers, completion_masks(), discounts)
 def test_lambda_zero_is_the_one_step_error(draw: Numbers, mask: np.ndarray, gamma: float) -> None:
     rewards, values = draw(*mask.shape), draw(*mask.shape)
     expected = np.zeros(mask.shape)
@@ -99,7 +98,7 @@ def test_lambda_zero_is_the_one_step_error(draw: Numbers, mask: np.ndarray, gamm
 
 
 @check
-@given(numbers, prefix_masks(), discounts)
+@given(numbers, completion_masks(), discounts)
 def test_gamma_zero_sees_one_reward(draw: Numbers, mask: np.ndarray, lam: float) -> None:
     rewards, values = draw(*mask.shape), draw(*mask.shape)
     advantages, returns = _gae(rewards, values, mask, 0.0, lam)
@@ -108,7 +107,7 @@ def test_gamma_zero_sees_one_reward(draw: Numbers, mask: np.ndarray, lam: float)
 
 
 @check
-@given(numbers, prefix_masks(), discounts, discounts, st.floats(-5, 5))
+@given(numbers, completion_masks(), discounts, discounts, st.floats(-5, 5))
 def test_a_constant_added_to_every_value(
     draw: Numbers, mask: np.ndarray, gamma: float, lam: float, shift: float
 ) -> None:
@@ -117,7 +116,7 @@ def test_a_constant_added_to_every_value(
     here, there = _gae(rewards, values, mask, gamma, lam)[0], _gae(rewards, values + shift, mask, gamma, lam)[0]
     expected = np.zeros(mask.shape)
     for m, t in zip(*np.nonzero(mask), strict=True):
-        left = int(mask[m].sum()) - 1 - t
+        left = int(mask[m, t + 1 :].sum())
         decay = gamma * lam
         expected[m, t] = -shift * (decay**left + (1 - gamma) * sum(decay**i for i in range(left)))
     assert_close(there - here, expected)
@@ -166,7 +165,7 @@ def test_moments_and_whitening(draw: Numbers, mask: np.ndarray, offset: float, s
 
 
 @check
-@given(smooth_numbers, prefix_masks(), st.sampled_from([0.0, 5.0]))
+@given(smooth_numbers, completion_masks(), st.sampled_from([0.0, 5.0]))
 def test_whitened_numbers_have_mean_zero_and_variance_one(draw: Numbers, mask: np.ndarray, offset: float) -> None:
     mask = np.concatenate([mask, np.ones((1, mask.shape[1]), dtype=bool)])  # two values at least
     if mask.sum() < 3:

@@ -36,10 +36,10 @@ from .support import (
     assert_gradient,
     assert_output,
     check,
+    completion_masks,
     masks,
     numbers,
     partition,
-    prefix_masks,
     seeds,
     smooth_numbers,
     tensor,
@@ -469,7 +469,7 @@ MASKED: dict[str, tuple[int, Function]] = {
 
 @pytest.mark.parametrize("name", MASKED)
 @check
-@given(draw=smooth_numbers, mask=prefix_masks(), which=st.integers(0, 7))
+@given(draw=smooth_numbers, mask=completion_masks(), which=st.integers(0, 7))
 def test_what_lies_in_the_padding_changes_nothing(name: str, draw: Numbers, mask: np.ndarray, which: int) -> None:
     """NaN, infinities and huge numbers outside the mask: values and gradients stay to the bit, and are zero outside."""
     count, function = MASKED[name]

@@ -1,7 +1,7 @@
 """What `rlhf check` can tell without loading anything heavy: do the files, folders and callables of a recipe exist?
 
-After the schema, before any stage. A path that an earlier stage will make is not an error, only a note; a misspelt file or
-function is found here and not an hour into a run.
+After the schema, before any stage. A path that an earlier stage will make is not an error, only a note; a misspelt file
+or function is found here and not an hour into a run.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _data_path(path: str, made: Collection[str]) -> tuple[str | None, str | None
 
 
 def _model_path(key: str, path: str, made: Collection[str]) -> tuple[str | None, str | None]:
-    """(problem, note) for a model to load; other keys than `name_or_path` name a run's folder, with or without /final."""
+    """(problem, note) for a model to load. Keys other than `name_or_path` may name a run's folder, without /final."""
     if path.startswith(embedded.PREFIX):
         return _embedded(path), None
     if os.path.exists(path) or _under(path, made):

@@ -53,16 +53,22 @@ def main() -> None:
     app(prog_name="rlhf")
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-    debug: Debug = False,
-) -> None:
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"rlhf {__version__}")
         raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.", show_default=False)
+]
+
+
+@app.callback()
+def options(version: Version = False, debug: Debug = False) -> None:
+    """Options before the command."""
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
 
 
 @app.command()

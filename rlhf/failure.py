@@ -31,7 +31,7 @@ class Failure:
 
 
 def explain(error: BaseException) -> Failure:
-    """The failure that `error` stands for. Imports nothing heavy: torch's errors exist only where torch was imported."""
+    """The failure that `error` stands for. Imports nothing heavy: without torch there are no torch errors."""
     if isinstance(error, RlhfError):
         return Failure(error.exit_code, str(error))
     if isinstance(error, KeyboardInterrupt):

@@ -1,20 +1,21 @@
 """Run one recipe, or a folder of numbered recipes in order.
 
-The only place that knows which function carries out which method. In a folder every stage gets a process of its own, so
-that its memory is given back and its peak can be told; finished stages are skipped, broken ones go on where they stopped.
+The only place that knows which function carries out which method. In a folder every stage gets a process of its own,
+so that its memory is given back and its peak can be told; finished stages are skipped, broken ones go on.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,7 @@ def run_recipe(recipe: AnyRecipe) -> dict[str, Any]:
 
     with Status(recipe):
         module, _, function = ENTRY_POINTS[recipe.method].partition(":")
-        summary: dict[str, Any] = getattr(importlib.import_module(module), function)(recipe)
+        summary: dict[str, Any] = getattr(import_module(module), function)(recipe)
     return summary
 
 
@@ -215,4 +216,5 @@ def stop_on_sigterm() -> None:
     def stop(signum: int, frame: object) -> None:
         raise SystemExit(TERMINATED)
 
-    signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)

@@ -1,8 +1,8 @@
 """`<output_dir>/status.json`: whether a run is running, done, failed or interrupted, for launchers and `rlhf run`.
 
-Wraps every method's entry point. Written whole or not at all (a temporary file, then a rename), by rank 0 alone. Besides
-the recipe's digest it records which runs this one read from and when those had finished, so that `rlhf run` can tell a
-stage whose inputs were made anew from one that is still good.
+Wraps every method's entry point. Written whole or not at all (a temporary file, then a rename), by rank 0 alone.
+Besides the recipe's digest it records which runs this one read from and when those had finished, so that `rlhf run` can
+tell a stage whose inputs were made anew from one that is still good.
 """
 
 from __future__ import annotations

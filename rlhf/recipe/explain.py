@@ -1,7 +1,7 @@
 """What is wrong with a recipe, in a user's words, from what the schema says about it.
 
-Under `loader`. Pydantic's own messages ("Input should be a valid number") name neither the key a user wrote nor where it
-belongs; here every complaint becomes `dotted.key: what is wrong; did you mean 'x'?`.
+Under `loader`. Pydantic's own messages ("Input should be a valid number") name neither the key a user wrote nor where
+it belongs; here every complaint becomes `dotted.key: what is wrong; did you mean 'x'?`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def problems(error: ValidationError, schema: type[BaseModel], document: Document
 
 
 def _written(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> KeyPath:
-    """Pydantic's location as the keys that the user wrote: without union branches, and without the list made of one source."""
+    """Pydantic's location as the keys that the user wrote: no union branches, no index in a list made of one source."""
     path: KeyPath = ()
     for depth, part in enumerate(loc, start=1):
         if missing and depth == len(loc):
@@ -190,7 +190,7 @@ def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
 
 
 def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section inside an annotation such as `LoraSection | None` or `list[SourceSection]`, and whether it is listed."""
+    """The section inside an annotation (`LoraSection | None`, `list[SourceSection]`), and whether it is listed."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     for argument in get_args(annotation):

@@ -95,16 +95,16 @@ def _validate(document: Document) -> AnyRecipe | None:
     data = dict(document.data)
     if method not in list(METHODS):  # a list: the value may be unhashable
         choices = ", ".join(METHODS)
-        near = difflib.get_close_matches(method, METHODS, n=1) if isinstance(method, str) else []
+        near = difflib.get_close_matches(method, METHODS, n=2) if isinstance(method, str) else []
         if "method" not in document.data:
             document.problems.append((document.place(()), f"method: required key is missing; one of {choices}"))
         else:
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             message = f"method: expected one of {choices}; got {explain.shown(method)}{hint}"
             document.problems.append((document.place(("method",)), message))
-        if not near:
+        if len(near) != 1:
             return None
-        data["method"] = near[0]  # the rest is checked as what was most likely meant
+        data["method"] = near[0]  # the rest is checked as what was meant
     schema = METHODS[data["method"]]
     try:
         return schema.model_validate(data)  # type: ignore[return-value]

@@ -105,8 +105,9 @@ def run_command(
     Finished stages are skipped; one that broke goes on from its last checkpoint.
     """
     with _reported(debug):
-        from .run import run_folder
+        from .run import run_folder, stop_on_sigterm
 
+        stop_on_sigterm()
         run_folder(folder)
 
 

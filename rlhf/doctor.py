@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PYTHON = (3, 11)
-REQUIRED = {"torch": (2, 11), "transformers": (5, 17), "accelerate": (), "peft": ()}
+REQUIRED = {"torch": (2, 11), "transformers": (5, 17), "accelerate": (1, 15), "peft": (0, 21)}
 OPTIONAL = {
     "bitsandbytes": "4-bit models, 8-bit optimizers",
     "datasets": "reading hub datasets",
@@ -80,7 +80,7 @@ def _package(name: str, found: Examination) -> bool:
     found.facts.append((name, version or "missing"))
     if version is not None and _numbers(version) >= needed:
         return True
-    wanted = f"{name}>={_dotted(needed)}" if needed else name
+    wanted = f"{name}>={_dotted(needed)}"
     state = f"{name} {version} is too old" if version else f"{name} is missing"
     found.problems.append(f"{state}; run: pip install '{wanted}'")
     return False

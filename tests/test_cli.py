@@ -279,11 +279,11 @@ def test_doctor_is_content_with_this_machine_and_names_the_cache(monkeypatch: py
 
 
 def test_doctor_exits_with_4_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = {"torch": "2.10.1+cpu", "transformers": "5.17.0", "accelerate": "1.0"}
+    versions = {"torch": "2.10.1+cpu", "transformers": "5.17.0", "accelerate": "1.15"}
     monkeypatch.setattr(doctor, "_version", versions.get)
     result = rlhf("doctor")
     assert result.exit_code == 4
     assert result.stderr.splitlines() == [
         "error: torch 2.10.1+cpu is too old; run: pip install 'torch>=2.11'",
-        "       peft is missing; run: pip install 'peft'",
+        "       peft is missing; run: pip install 'peft>=0.21'",
     ]

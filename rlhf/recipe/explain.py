@@ -88,9 +88,8 @@ def _written(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> KeyPath
     for depth, part in enumerate(loc, start=1):
         if missing and depth == len(loc):
             return (*path, part)
-        if isinstance(data, dict) and part in data:
-            path, data = (*path, part), data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        keys = data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ()
+        if part in keys:
             path, data = (*path, part), data[part]
     return path
 

@@ -90,7 +90,7 @@ def _data_path(path: str, made: Collection[str]) -> tuple[str | None, str | None
         return f"no file matches {path}", None
     if FILE.search(path):
         return f"no such file: {path}{_near(path)}", None
-    return None, _not_there_yet(path)
+    return None, f"{path} is not there yet (made by an earlier stage?)"
 
 
 def _model_path(key: str, path: str, made: Collection[str]) -> tuple[str | None, str | None]:
@@ -102,7 +102,9 @@ def _model_path(key: str, path: str, made: Collection[str]) -> tuple[str | None,
     clearly_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
     if clearly_local and key == "name_or_path" and not STAGE_OUTPUT.search(path):
         return f"no such folder: {path}{_near(path)}", None
-    return None, _not_there_yet(path)
+    if HUB_NAME.match(path) and not STAGE_OUTPUT.search(path):
+        return None, f"{path} is not a folder here (made by an earlier stage, or a hub name?)"
+    return None, f"{path} is not there yet (made by an earlier stage?)"
 
 
 def _embedded(path: str) -> str | None:
@@ -111,12 +113,6 @@ def _embedded(path: str) -> str | None:
     near = difflib.get_close_matches(path, embedded.NAMES, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else f"; there are {' and '.join(embedded.NAMES)}"
     return f"no such embedded model or data: {path}{hint}"
-
-
-def _not_there_yet(path: str) -> str:
-    if HUB_NAME.match(path):
-        return f"{path} is not a folder here (made by an earlier stage, or a hub name?)"
-    return f"{path} is not there yet (made by an earlier stage?)"
 
 
 def _under(path: str, folders: Collection[str]) -> bool:

@@ -1,0 +1,111 @@
+"""The row types that every part of `data` speaks: a located row, the quarantine, and the four canonical kinds.
+
+A canonical row is a plain dict with exactly these fields, nothing else:
+
+    demonstration  {prompt, completion}
+    preference     {prompt, chosen, rejected, margin?}      margin = score(chosen) - score(rejected), absent if unknown
+    ranking        {prompt, completions, ranking | scores}  ranking[0] = INDEX of the best completion, then the next
+    prompt         {prompt}
+
+A prompt is a string, or a list of `{role, content}` messages; with messages each completion is a list of one assistant
+message, which is the form that TRL calls conversational. Ground floor of `data`: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.errors import DataError
+
+Kind = Literal["demonstration", "preference", "ranking", "prompt"]
+Message = dict[str, str]
+Text = str | list[Message]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Located:
+    """A row and where it came from. `row` is 1-based: the line in JSON Lines, else the index among the file's rows."""
+
+    file: str
+    row: int
+    data: Row
+
+    def error(self, reason: str, field: str | None = None) -> DataError:
+        """A DataError that points at this row."""
+        return DataError(self.file, reason, row=self.row, field=field)
+
+
+@dataclass
+class Quarantine:
+    """Rows that were read but cannot be used, each with its reason; `rows_in` counts every row seen.
+
+    A broken-off file counts as one row: what it held is unknown, that it broke is not passed over.
+    """
+
+    rows_in: int = 0
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, file: str, row: int | None, field: str | None, reason: str) -> None:
+        self.entries.append({"file": file, "row": row, "field": field, "reason": reason})
+
+    def catch(self, error: DataError) -> None:
+        """Set a row aside for the reason that an error gives."""
+        self.add(error.file, error.row, error.field, error.reason)
+
+    def counts(self, start: int = 0) -> dict[str, int]:
+        """How many rows from entry `start` on, by reason; details after a reason's first colon do not split a count."""
+        return dict(Counter(_short(e) for e in self.entries[start:]).most_common())
+
+
+def _short(entry: Mapping[str, Any]) -> str:
+    reason = str(entry["reason"]).split(": ")[0]
+    return f"{entry['field']}: {reason}" if entry["field"] else reason
+
+
+def kind_of(row: Mapping[str, Any]) -> Kind:
+    """Which canonical kind a canonical row is."""
+    if "chosen" in row:
+        return "preference"
+    if "completions" in row:
+        return "ranking"
+    return "demonstration" if "completion" in row else "prompt"
+
+
+def completions_of(row: Mapping[str, Any]) -> list[Text]:
+    """A canonical row's completions in file order; chosen before rejected."""
+    match kind_of(row):
+        case "preference":
+            return [row["chosen"], row["rejected"]]
+        case "ranking":
+            return list(row["completions"])
+        case "demonstration":
+            return [row["completion"]]
+        case _:
+            return []
+
+
+def grades_of(row: Mapping[str, Any]) -> list[float]:
+    """Higher is better, one a completion: [1, 0] for a pair, n-1..0 by place for an order, else the scores."""
+    kind = kind_of(row)
+    if kind == "preference":
+        return [1.0, 0.0]
+    if kind != "ranking":
+        return []
+    if "scores" in row:
+        return [float(s) for s in row["scores"]]
+    order: Sequence[int] = row["ranking"]
+    grades = [0.0] * len(order)
+    for place, index in enumerate(order):
+        grades[index] = float(len(order) - 1 - place)
+    return grades
+
+
+def text_of(value: Text) -> str:
+    """One string that identifies a prompt or completion: itself, or its messages' roles and contents."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{m['role']}: {m['content']}" for m in value)

@@ -2,12 +2,6 @@
 
 __version__ = "0.1.0"
 
+from .run import run
 
-def run(recipe: str, overrides: tuple[str, ...] | list[str] = ()) -> dict:
-    """Run one recipe file, as `rlhf train RECIPE key=value ...` does. Returns the run's summary.
-
-    Raises RecipeError, DataError, SetupError or CheckpointError (rlhf.errors).
-    """
-    from .run import run as run_recipe
-
-    return run_recipe(recipe, overrides)
+__all__ = ["__version__", "run"]

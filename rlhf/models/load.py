@@ -91,10 +91,14 @@ def _pretrained(
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "use_safetensors": True}
     if quantization is not None and quantization.load_in_4bit:
         options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a body without its language-model head is what AutoModel is asked for
     try:
         network: PreTrainedModel = auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         raise RecipeError(f"model.name_or_path: cannot load {path!r}: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = True
     return network if "device_map" in options else network.to(device)  # type: ignore[arg-type]
 
@@ -133,6 +137,7 @@ def _prepare(
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # asked for by peft
         try:
             return get_peft_model(network, config)  # adapters in float32 whatever the base's precision
         except ValueError as error:

@@ -38,8 +38,9 @@ class Recipe(Section):
 
 
 class TrainRecipe(Recipe):
-    """What the four training stages share."""
+    """What the four training stages share; each narrows `method`."""
 
+    method: str
     model: ModelSection
     quantization: QuantizationSection | None = None
     lora: LoraSection | None = None
@@ -112,7 +113,7 @@ class PpoSection(Section):
     rollout_batch_size: PositiveInt = 64
     num_ppo_epochs: PositiveInt = 4
     num_mini_batches: PositiveInt = 1
-    sampling: SamplingSection = SamplingSection(temperature=0.7)
+    sampling: SamplingSection = SamplingSection()
     rewards: list[ScorerSection] = Field(min_length=1)
     value_model: str | None = None
     reference: str = "initial"
@@ -142,6 +143,14 @@ class PpoSection(Section):
 class PpoRecipe(TrainRecipe):
     method: Literal["ppo"]
     ppo: PpoSection
+
+    @model_validator(mode="after")
+    def _no_noise_in_the_ratios(self) -> PpoRecipe:
+        if self.lora is not None and self.lora.lora_dropout:
+            raise ValueError("lora.lora_dropout must be 0 in PPO: dropout is noise in the probability ratios")
+        if self.ppo.sampling.max_new_tokens >= self.data.max_length:
+            raise ValueError("data.max_length holds prompt and completion: it must exceed ppo.sampling.max_new_tokens")
+        return self
 
 
 class PairsStep(Section):

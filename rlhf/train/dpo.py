@@ -24,8 +24,6 @@ from .setup import Setup
 class Dpo:
     """Pairs in, a policy out. The prompt is computed once for both completions."""
 
-    kinds = frozenset({"preference"})
-
     def __init__(self, recipe: DpoRecipe, setup: Setup) -> None:
         self.section = recipe.dpo
         self.module = setup.policy()

@@ -49,8 +49,6 @@ class ActorCritic(nn.Module):
 class Ppo:
     """Prompts in, a policy out."""
 
-    kinds = frozenset({"prompt"})
-
     def __init__(self, recipe: PpoRecipe, setup: Setup) -> None:
         self.section, self.seed = recipe.ppo, recipe.seed
         self.accelerator = setup.accelerator

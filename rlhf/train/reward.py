@@ -24,8 +24,6 @@ from .setup import Setup
 class Reward:
     """Pairs or whole rankings in, a scalar model out."""
 
-    kinds = frozenset({"preference", "ranking"})
-
     def __init__(self, recipe: RewardRecipe, setup: Setup) -> None:
         self.section = recipe.reward
         self.module = setup.scalar_model()

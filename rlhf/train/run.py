@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from .. import __version__
-from ..data.dataset import prompts, tokenize
+from ..data.dataset import KINDS, prompts, tokenize
+from ..data.rows import text_of
 from ..embedded import resolve
 from ..errors import SetupError
 from ..manifest import atomic_folder
@@ -52,20 +53,19 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     accelerator = make_accelerator(recipe)
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    kind = STAGES[recipe.method]  # type: ignore[attr-defined]
-    rows = load_rows(recipe, tokenizer, kind.kinds)
+    rows = load_rows(recipe, tokenizer)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "data.json").write_text(
             json.dumps(rows.report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     setup = Setup(recipe, accelerator, tokenizer, rows.train, rows.held_out)
-    stage = kind(recipe, setup)
+    stage = STAGES[recipe.method](recipe, setup)
     checkpoints = Checkpoints(
         folder / "checkpoints", _identity(recipe, rows.digest), recipe.checkpoint.save_total_limit
     )
     accelerator.init_trackers(project_name="rlhf", config={}, init_kwargs={})
-    metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")  # type: ignore[attr-defined]
+    metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     accelerator.end_training()
     if accelerator.is_main_process:
         with atomic_folder(folder / "final") as final:
@@ -79,27 +79,27 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 def make_accelerator(recipe: TrainRecipe) -> Accelerator:
     """Accelerate for devices, processes and trackers; precision and accumulation are the recipe's, in one place."""
     try:
-        return Accelerator(mixed_precision="no", log_with=list(recipe.logging.report_to), project_dir=recipe.output_dir)
+        return Accelerator(mixed_precision="no", log_with=list(recipe.logging.report_to) or None, project_dir=recipe.output_dir)
     except (ImportError, ValueError) as error:
         raise SetupError(f"logging.report_to: {error}") from error
 
 
-def load_rows(recipe: TrainRecipe, tokenizer: Any, kinds: frozenset[str]) -> Rows:
+def load_rows(recipe: TrainRecipe, tokenizer: Any) -> Rows:
     """The recipe's rows as tokens. Prompts for PPO, segments for the others."""
     if isinstance(recipe, PpoRecipe):
         longest = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
-        sides = [prompts(s, tokenizer, recipe.data.template, longest) for s in (recipe.data.train, recipe.data.eval)]
-        starts = [[Prompt(text, ids) for text, ids in side] for side in sides]
-        digest = hashlib.blake2b(repr([p.ids for p in starts[0]]).encode(), digest_size=16).hexdigest()
-        return Rows(*starts, {}, digest)
-    train_rows = tokenize(recipe.data, tokenizer, kinds, "train")
-    eval_rows = tokenize(recipe.data, tokenizer, kinds, "eval") if recipe.data.eval else None
-    return Rows(
-        train_rows.segments,
-        eval_rows.segments if eval_rows else [],
-        {"train": train_rows.report} | ({"eval": eval_rows.report} if eval_rows else {}),
-        fingerprint(train_rows.segments),
-    )
+        overflow = "error" if recipe.data.on_overflow == "error" else "drop"  # a prompt is never cut
+        sides = [
+            prompts(sources, tokenizer, recipe.data.template, longest, overflow)
+            for sources in (recipe.data.train, recipe.data.eval)
+        ]
+        train, held_out = [[Prompt(text_of(text), ids) for text, ids in side] for side in sides]
+        return Rows(
+            train, held_out, {"train": sides[0].report, "eval": sides[1].report}, _digest([p.ids for p in train])
+        )
+    parts = [tokenize(recipe.data, tokenizer, KINDS[recipe.method], which) for which in ("train", "eval")]
+    report = {"train": parts[0].report, "eval": parts[1].report}
+    return Rows(parts[0].segments, parts[1].segments, report, fingerprint(parts[0].segments))
 
 
 def _identity(recipe: TrainRecipe, data: str) -> dict[str, str]:
@@ -124,7 +124,7 @@ def _lineage(recipe: TrainRecipe, data: str, steps: int) -> dict[str, Any]:
     """Where `final/` came from, and the template it was trained with."""
     return {
         "rlhf": __version__,
-        "method": recipe.method,  # type: ignore[attr-defined]
+        "method": recipe.method,
         "base": recipe.model.name_or_path,
         "base_identity": _model_identity(recipe.model.name_or_path),
         "data": data,

@@ -22,8 +22,6 @@ from .setup import Setup
 class Sft:
     """Demonstrations in, a policy out. Documents never see each other, so a flat batch is packing without its faults."""
 
-    kinds = frozenset({"demonstration"})
-
     def __init__(self, recipe: SftRecipe, setup: Setup) -> None:
         score_prompt = recipe.sft.loss_on == "all"
         self.module = setup.policy()

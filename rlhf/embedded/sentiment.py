@@ -138,7 +138,7 @@ def _snippets() -> dict[str, dict[str, list[Snippet]]]:
 
 
 def _fit(splits: dict[str, list[Snippet]]) -> tuple[np.ndarray, float]:
-    """Logistic regression on rows scaled by log-count ratios, then Platt's slope and offset, folded into one (weights, bias)."""
+    """Logistic regression on rows scaled by log-count ratios, then Platt scaling; all folded into (weights, bias)."""
     import numpy as np
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression

@@ -131,7 +131,7 @@ def _of_kinds(rows: list[Located], kinds: Collection[str]) -> tuple[list[Located
                 wanted = " or ".join(sorted(kinds))
                 raise row.error(f"this is a {kind} row; the stage trains on {wanted} rows (see format: and columns:)")
             converted = "preference -> demonstration (chosen)"
-            row = Located(row.file, row.row, {"prompt": row.data["prompt"], "completion": row.data["chosen"]})
+            row = replace(row, data={"prompt": row.data["prompt"], "completion": row.data["chosen"]})
         out.append(row)
     return out, converted
 

@@ -38,7 +38,7 @@ def load(sources: Sequence[SourceSection], *, needs_rows: bool = True) -> Loaded
     rows: list[Located] = []
     reports = []
     for source in sources:
-        found, report = _load_source(source, quarantine)
+        found, report = _load_source(source, quarantine, len(rows))
         rows += found
         reports.append(report)
     if needs_rows and sources and not rows:
@@ -53,16 +53,17 @@ def load(sources: Sequence[SourceSection], *, needs_rows: bool = True) -> Loaded
     return Loaded(rows, reports, quarantine)
 
 
-def _load_source(source: SourceSection, quarantine: Quarantine) -> tuple[list[Located], dict[str, Any]]:
+def _load_source(source: SourceSection, quarantine: Quarantine, start: int) -> tuple[list[Located], dict[str, Any]]:
     seen, aside = quarantine.rows_in, len(quarantine.entries)
     raw = read(source, quarantine)
     head = list(islice(raw, SAMPLE))
     format = choose(head, source) if head else source.format
-    rows = []
+    rows: list[Located] = []
     for located in chain(head, raw):
         assert format is not None
         try:
-            rows.append(Located(located.file, located.row, convert(located, format, source.columns)))
+            data = convert(located, format, source.columns)
+            rows.append(Located(located.file, located.row, data, start + len(rows)))
         except DataError as e:
             quarantine.catch(e)
     report = {

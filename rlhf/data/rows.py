@@ -28,11 +28,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Located:
-    """A row and where it came from. `row` is 1-based: the line in JSON Lines, else the index among the file's rows."""
+    """A row and where it came from. `row` is 1-based: the line in JSON Lines, else the index among the file's rows.
+
+    `serial` numbers the rows of one load; the pairs made of one ranking keep its number.
+    """
 
     file: str
     row: int
     data: Row
+    serial: int = 0
 
     def error(self, reason: str, field: str | None = None) -> DataError:
         """A DataError that points at this row."""

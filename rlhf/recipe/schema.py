@@ -226,6 +226,22 @@ class EvalModel(Section):
     run: str | None = None
 
 
+class PairJudgeSection(Section):
+    """A judge that sees two completions at once: a Python callable `module:function`, asked in both orders.
+
+    It takes `prompts: list[str], first: list[str], second: list[str]` and returns one float each: the probability that
+    the first is better (1, 0.5 for a tie, 0).
+    """
+
+    name: str | None = None
+    callable: Annotated[str, Field(pattern=r"^[^:]+:[^:]+$")]
+
+    @property
+    def label(self) -> str:
+        """The name under which this judge is reported."""
+        return self.name or self.callable.split(":")[-1]
+
+
 class EvalRecipe(Recipe):
     """Compare models: the first of `models` is the reference that win rate and KL are measured against."""
 
@@ -236,9 +252,18 @@ class EvalRecipe(Recipe):
     template: TemplateSection = TemplateSection()
     sampling: SamplingSection = SamplingSection()
     scorers: list[ScorerSection] = Field(min_length=1)
+    pair_judges: list[PairJudgeSection] = []
     reward_model: str | None = None
     preferences: Sources = []
     runs: list[str] = []
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> EvalRecipe:
+        judges = [judge.label for judge in (*self.scorers, *self.pair_judges)]
+        for key, names in (("models", [model.name for model in self.models]), ("scorers and pair_judges", judges)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key}: names must differ, got {', '.join(twice)} twice; set name:")
+        return self
 
 
 AnyRecipe = Annotated[

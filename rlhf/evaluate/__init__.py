@@ -1,0 +1,1 @@
+"""What came of training: measures, comparisons, and the report."""

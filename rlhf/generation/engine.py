@@ -41,7 +41,7 @@ class Engine(Protocol):
         sampling: SamplingSection,
         *,
         seed: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]: ...
 
 
@@ -60,9 +60,9 @@ class TransformersEngine:
         sampling: SamplingSection,
         *,
         seed: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt. `progress` is told the sampled tokens of each finished batch."""
+        """`sampling.n` completions of each prompt. `progress` is told the samples and tokens of each finished batch."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_batch = max(1, sampling.batch_size // sampling.n)
         results: list[list[Completion]] = [[] for _ in prompts]
@@ -78,7 +78,7 @@ class TransformersEngine:
                 for (i, _), row in zip(samples, rows, strict=True):
                     results[i].append(self._completion(row, sampling))
                 if progress is not None:
-                    progress(sum(map(len, rows)))
+                    progress(len(rows), sum(map(len, rows)))
         finally:
             self.policy.train(training)
         return results

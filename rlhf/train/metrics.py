@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..progress import ProgressBar
 
 HEADLINES = (
     "loss",
@@ -24,7 +23,6 @@ HEADLINES = (
     "eval/score",
     "tokens_per_second",
 )
-QUIET_SECONDS = 10.0  # between lines where there is no terminal to draw a bar on
 
 
 class MetricsLog:
@@ -34,41 +32,24 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
         self._accelerator = accelerator
         self._main = accelerator.is_main_process
-        self._console = Console(stderr=True)
-        self._total, self._title, self._said = total_steps, title, 0.0
+        self._bar = ProgressBar(title, total_steps, Console(stderr=True), done=start, enabled=self._main)
         if self._main:
             folder.mkdir(parents=True, exist_ok=True)
             self._keep_until(start)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[headline]}"),
-            console=self._console,
-            disable=not (self._main and self._console.is_terminal),
-        )
-        self._task = self._bar.add_task(title, total=total_steps, completed=start, headline="")
 
     def __enter__(self) -> MetricsLog:
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
+    def __exit__(self, *_: object) -> None:
+        self._bar.__exit__()
 
     def advance(self, step: int, metrics: Mapping[str, float], *, write: bool) -> None:
         """Step `step` (1-based) is done; `write` puts its metrics on file and to the trackers."""
         if not self._main:
             return
         headline = "  ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
-        self._bar.update(self._task, completed=step, headline=headline)
-        now = time.monotonic()
-        if not self._console.is_terminal and (now - self._said > QUIET_SECONDS or step == self._total):
-            self._said = now
-            self._console.print(f"{self._title} {step}/{self._total}  {headline}", highlight=False, soft_wrap=True)
+        self._bar.update(step, headline)
         if write:
             self.write(step, metrics)
 

@@ -79,7 +79,9 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 def make_accelerator(recipe: TrainRecipe) -> Accelerator:
     """Accelerate for devices, processes and trackers; precision and accumulation are the recipe's, in one place."""
     try:
-        return Accelerator(mixed_precision="no", log_with=list(recipe.logging.report_to) or None, project_dir=recipe.output_dir)
+        return Accelerator(
+            mixed_precision="no", log_with=list(recipe.logging.report_to) or None, project_dir=recipe.output_dir
+        )
     except (ImportError, ValueError) as error:
         raise SetupError(f"logging.report_to: {error}") from error
 

@@ -1,0 +1,88 @@
+"""`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the dataset layer reads.
+
+With scorers a prompt's samples are a ranking, `{prompt, completions, scores}`; without, each is a demonstration,
+`{prompt, completion}`. A sample with no text cannot be compared or learnt from: it is left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..data.dataset import prompts as load_prompts
+from ..data.rows import Row, Text, text_of
+from ..data.tables import write_rows
+from ..manifest import atomic_folder
+from ..models.load import load_policy, load_tokenizer
+from ..progress import ProgressBar
+from ..recipe.schema import GenerateRecipe
+from .engine import Completion, TransformersEngine
+from .scorers import Sample, load_scorers, total_scores
+
+
+def generate(recipe: GenerateRecipe) -> dict[str, Any]:
+    """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report."""
+    console = Console(stderr=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    prompts = load_prompts(recipe.prompts, tokenizer, recipe.template)
+    policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
+    scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
+    engine = TransformersEngine(policy, tokenizer)
+    with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
+        groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
+
+    samples = [
+        Sample(text_of(text), ids, completion)
+        for (text, ids), group in zip(prompts, groups, strict=True)
+        for completion in group
+    ]
+    scores, parts = total_scores(scorers, samples)
+    rows, dropped = _rows([text for text, _ in prompts], groups, scores if scorers else None)
+    report = {
+        "prompts": prompts.report,
+        "rows_in": len(prompts),
+        "rows_out": len(rows),
+        "dropped": dropped,
+        "samples": len(samples),
+        "tokens": sum(len(s.completion.ids) for s in samples),
+        "ended": sum(s.completion.ended for s in samples) / len(samples),
+        "mean_score": {name: sum(values) / len(values) for name, values in parts.items()},
+    }
+    with atomic_folder(Path(recipe.output_dir) / "train") as folder:
+        write_rows(folder / "part-0.parquet", rows)
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    (Path(recipe.output_dir) / "report.json").write_text(text, encoding="utf-8")
+    console.print(
+        f"{len(rows)} rows of {report['samples']} samples in {recipe.output_dir}; dropped: {dropped or 'none'}"
+    )
+    return report
+
+
+def _rows(
+    prompts: Sequence[Text], groups: Sequence[Sequence[Completion]], scores: Sequence[float] | None
+) -> tuple[list[Row], dict[str, int]]:
+    """Rows of one kind, and what was left out by reason."""
+    rows: list[Row] = []
+    dropped = {"empty samples": 0, "prompts with fewer than two samples to compare": 0}
+    left = iter(scores or ())
+    for prompt, group in zip(prompts, groups, strict=True):
+        scored = [(c, next(left) if scores is not None else None) for c in group]
+        kept = [(_as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
+        dropped["empty samples"] += len(group) - len(kept)
+        if scores is None:
+            rows += [{"prompt": prompt, "completion": text} for text, _ in kept]
+        elif len(kept) < 2:
+            dropped["prompts with fewer than two samples to compare"] += 1
+        else:
+            rows.append({"prompt": prompt, "completions": [t for t, _ in kept], "scores": [s for _, s in kept]})
+    return rows, {reason: count for reason, count in dropped.items() if count}
+
+
+def _as_completion(prompt: Text, text: str) -> Text:
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -25,7 +25,7 @@ from rlhf.data.dedup import dedup
 from rlhf.data.load import Loaded, load
 from rlhf.data.rankings import pairs_of
 from rlhf.data.rows import Located, kind_of, text_of
-from rlhf.data.split import test_side
+from rlhf.data.split import held_out
 from rlhf.data.tables import write_rows
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import DataRecipe, DedupStep, PairsStep, SplitStep
@@ -149,7 +149,7 @@ def _split(rows: list[Located], step: SplitStep, seed: int) -> tuple[dict[str, l
         if step.by not in row.data:
             raise row.error(f"split.by: no such column; these rows have {', '.join(row.data)}", step.by)
     keys = [_flat(row.data[step.by]) for row in rows]
-    test = test_side(keys, step.test, seed)
+    test = held_out(keys, step.test, seed)
     sides = {
         "train": [row for row, key in zip(rows, keys, strict=True) if key not in test],
         "test": [row for row, key in zip(rows, keys, strict=True) if key in test],

@@ -40,7 +40,9 @@ class Segment:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completion_ids or not all(self.completion_ids):
-            raise ValueError("a segment needs a prompt of at least one token and completions of at least one token each")
+            raise ValueError(
+                "a segment needs a prompt of at least one token and completions of at least one token each"
+            )
         if self.grades and len(self.grades) != len(self.completion_ids):
             raise ValueError(f"{len(self.grades)} grades for {len(self.completion_ids)} completions")
 
@@ -147,11 +149,21 @@ def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> Segme
             owner.append(s)
     grades = [g for s in segments for g in (s.grades or [0.0] * len(s.completion_ids))]
     return SegmentBatch(
-        *(torch.tensor(x, dtype=torch.long) for x in (ids, positions, targets, sources, rows, last, owner)),
+        input_ids=_long(ids),
+        position_ids=_long(positions),
+        targets=_long(targets),
+        sources=_long(sources),
+        rows=_long(rows),
+        last=_long(last),
+        segments=_long(owner),
         grades=torch.tensor(grades, dtype=torch.float32),
         margins=torch.tensor([s.margin or 0.0 for s in segments], dtype=torch.float32),
         spans=tuple(spans),
     )
+
+
+def _long(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.long)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rlhf.errors import DataError
 
 
-def test_side(keys: Sequence[str], share: float, seed: int) -> set[str]:
+def held_out(keys: Sequence[str], share: float, seed: int) -> set[str]:
     """The keys that go to test: those whose hash with the seed falls below `share`.
 
     A key's side does not depend on the other rows, nor on their order, so that added rows move none; except that

@@ -139,12 +139,11 @@ def read_json(file: TextFile) -> Iterator[Located]:
     head = _up_to_text(lines)
     first = head[-1].strip() if head else ""
     if first.startswith("["):
-        try:  # a whole list on one line, and more lines: lines whose first is no row
-            json.loads(first)
+        is_array = not _is_json(first)
+        if not is_array:  # a whole list on one line: the array, unless another line of JSON follows
             head += _up_to_text(lines)
-            is_array = not head[-1].strip() or head[-1].strip() == first
-        except ValueError:
-            is_array = True
+            second = head[-1].strip()
+            is_array = second in ("", first) or not _is_json(second)
         if is_array:
             yield from _array(file, "".join([*head, *lines]))
             return
@@ -152,6 +151,14 @@ def read_json(file: TextFile) -> Iterator[Located]:
         head += lines
         _refuse_one_object(file.name, "".join(head))
     yield from _json_lines(file, chain(head, lines))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _up_to_text(lines: Iterator[str]) -> list[str]:
@@ -188,6 +195,7 @@ def _json_lines(file: TextFile, lines: Iterable[str]) -> Iterator[Located]:
 def _array(file: TextFile, text: str) -> Iterator[Located]:
     at, row = _skip(text, text.index("[") + 1), 0
     closed = text.startswith("]", at)
+    at += closed
     while not closed:
         row, start = row + 1, at
         try:

@@ -1,0 +1,47 @@
+"""What the data tests share: the folder of real data, small files, and a console that writes to a string."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf.data.load import Loaded, load
+from rlhf.data.rows import Located, Quarantine
+from rlhf.data.sources import read
+from rlhf.recipe.sections import SourceSection
+
+REAL = Path(__file__).parents[2] / "../shared/data"
+
+
+def real(name: str) -> str:
+    """A file of the real data; the test is skipped where it is not at hand."""
+    path = REAL / name
+    if not path.exists():
+        pytest.skip(f"real data is not at hand: ../shared/data/{name}")
+    return str(path.resolve())
+
+
+def lines(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def read_all(path: str | Path, **options: Any) -> tuple[list[Located], Quarantine]:
+    quarantine = Quarantine()
+    return list(read(SourceSection(path=str(path), **options), quarantine)), quarantine
+
+
+def load_one(path: str | Path, needs_rows: bool = False, **options: Any) -> Loaded:
+    return load([SourceSection(path=str(path), **options)], needs_rows=needs_rows)
+
+
+def console() -> tuple[Any, io.StringIO]:
+    from rich.console import Console
+
+    out = io.StringIO()
+    return Console(file=out, width=200, no_color=True), out

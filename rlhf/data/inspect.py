@@ -39,7 +39,8 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console) -> None:
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     if isinstance(recipe, PpoRecipe):
         room = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
-        _show_prompts(prompts(recipe.data.train, tokenizer, recipe.data.template, room), tokenizer, console)
+        found = prompts(recipe.data.train, tokenizer, recipe.data.template, room, recipe.data.on_overflow)
+        _show_prompts(found, tokenizer, console)
         return
     rows = tokenize(recipe.data, tokenizer, KINDS[recipe.method], "train")
     score_prompt = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"

@@ -44,6 +44,7 @@ def test_over_long_rows_stop_the_run_by_default(tmp_path: Path) -> None:
     whole = run(path)
     length = len(whole.segments[0].prompt_ids) + len(whole.segments[0].completion_ids[0])
     assert len(run(path, max_length=10_000).segments) == 3
+    assert run(lines(tmp_path / "one.jsonl", [PAIR]), max_length=length).report["over_length"]["rows"] == 0
     with pytest.raises(DataError) as error:
         run(path, max_length=length - 1)
     assert (error.value.file, error.value.row) == (path, 1)

@@ -124,8 +124,8 @@ def test_in_bulk_is_one_by_one() -> None:
         {"prompt": "좋은 <|im_start|>", "completions": ["a", "b", "c"], "ranking": [0, 1, 2]},
     ]
     for section in (PLAIN, CHAT):
-        one = Renderer(tiny_tokenizer(), section)
-        bulk = Renderer(tiny_tokenizer(), section)
+        one = Renderer(tiny_tokenizer(adds_bos=True), section)
+        bulk = Renderer(tiny_tokenizer(adds_bos=True), section)
         assert bulk.batch_segments(rows) == [one.segment(row) for row in rows]
         assert (bulk.boundary_splits, bulk.special_tokens_in_text) == (one.boundary_splits, one.special_tokens_in_text)
         prompts = [row["prompt"] for row in rows]

@@ -66,13 +66,13 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     )
     accelerator.init_trackers(project_name="rlhf", config={}, init_kwargs={})
     metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
-    accelerator.end_training()
     if accelerator.is_main_process:
         with atomic_folder(folder / "final") as final:
-            lineage = _lineage(recipe, rows.digest, stage.total_steps)
+            lineage = _lineage(recipe, rows.digest, stage.total_steps, accelerator.num_processes)
             dtype = getattr(torch, recipe.model.dtype)
             save_final(getattr(stage, "policy", stage.module), tokenizer, final, dtype=dtype, lineage=lineage)
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # last: it takes the process group down
     return {"metrics": metrics, "rows": rows.report, "final": str(folder / "final")}
 
 
@@ -122,7 +122,7 @@ def _model_identity(name_or_path: str) -> str:
     return name_or_path
 
 
-def _lineage(recipe: TrainRecipe, data: str, steps: int) -> dict[str, Any]:
+def _lineage(recipe: TrainRecipe, data: str, steps: int, processes: int) -> dict[str, Any]:
     """Where `final/` came from, and the template it was trained with."""
     return {
         "rlhf": __version__,
@@ -131,6 +131,7 @@ def _lineage(recipe: TrainRecipe, data: str, steps: int) -> dict[str, Any]:
         "base_identity": _model_identity(recipe.model.name_or_path),
         "data": data,
         "steps": steps,
+        "processes": processes,
         "template": recipe.data.template.model_dump(),
     }
 

@@ -1,0 +1,93 @@
+"""The result in the terminal: one row a model, and how well the reward model tells held-out preferences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NOTHING = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits without exponents where one can read it, a dash where there is no value."""
+    if value is None:
+        return NOTHING
+    text = f"{value:.{digits}g}"
+    return text.replace("-", "\u2212") if "e" not in text else f"{value:.0f}".replace("-", "\u2212")
+
+
+def plus_minus(estimate: Mapping[str, Any] | None) -> str:
+    """`1.23 ± 0.04`, both to the same decimal; for intervals that are symmetric."""
+    if estimate is None:
+        return NOTHING
+    value, high = estimate["value"], estimate["high"]
+    if high is None or high == value:
+        return number(value)
+    half = high - value
+    decimals = 2 if half >= 0.01 or half == 0 else 4
+    return f"{value:.{decimals}f} ± {half:.{decimals}f}".replace("-", "\u2212")
+
+
+def percent(estimate: Mapping[str, Any] | None) -> str:
+    """`71% [64, 77]`; for shares, whose intervals are not symmetric."""
+    if estimate is None:
+        return NOTHING
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.0f}% [{low:.0f}, {high:.0f}]"
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """The table of models, the reward model's line below it, and what is missing."""
+    models = report["models"]
+    reference = models[0]["name"]
+    scorers, pair_judges = list(models[0]["scores"]), list(report["pair_judges"])
+    table = Table(
+        show_lines=len(models) > 1,
+        title=f"{report['prompts']['count']} prompts, ± and [ ] are 95% intervals",
+        title_justify="left",
+    )
+    table.add_column("model", style="bold")
+    against = f"wins vs {reference}" if len(models) > 1 else ""
+    for name in (*scorers, *(pair_judges if against else ())):
+        table.add_column(f"{name}\n{against}".strip(), justify="right")
+    for heading in ("KL (nats)", "tokens", "EOS"):
+        table.add_column(heading, justify="right")
+    for model in models:
+        table.add_row(
+            model["name"],
+            *(_score_cell(model["scores"][name]) for name in scorers),
+            *(percent(model["pair_judges"].get(name, {}).get("win_rate")) for name in (pair_judges if against else ())),
+            plus_minus(model["kl"]),
+            number(model["length"]["mean"]["value"]),
+            f"{100 * model['eos_rate']['value']:.0f}%",
+        )
+    console.print(table)
+    for line in preference_lines(report):
+        console.print(line, markup=False, highlight=False)
+    for note in report["notes"]:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _score_cell(score: Mapping[str, Any]) -> str:
+    """The mean, and below it the win rate where there is one: side by side they would not fit a terminal."""
+    rate = score["win_rate"]
+    return plus_minus(score["mean"]) + (f"\n{percent(rate)}" if rate else "")
+
+
+def preference_lines(report: Mapping[str, Any]) -> list[str]:
+    """How held-out preferences are told: by the reward model, by length, by each policy."""
+    lines, found = [], report["preferences"]
+    if found is not None:
+        lines.append(
+            f"reward model on {found['pairs']} held-out pairs: accuracy {percent(found['accuracy'])}; "
+            f"length baseline {percent(found['length_baseline'])}"
+        )
+    lines += [
+        f"implicit reward of {model['name']}: accuracy {percent(model['implicit_accuracy'])}"
+        for model in report["models"]
+        if model["implicit_accuracy"] is not None
+    ]
+    return lines

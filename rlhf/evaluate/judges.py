@@ -1,0 +1,87 @@
+"""What the recipe's judges say of the models' answers, and what is known about the judges themselves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from ..generation.scorers import load_scorers
+from ..recipe.schema import EvalRecipe
+from ..recipe.sections import ScorerSection
+from .compare import PairJudge, Verdicts, both_orders, load_pair_judge
+from .preferences import check_reward_model
+from .sampling import Answers
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Everything that will judge, found before anything is sampled: a misspelt name must not cost an hour."""
+
+    scorers: list[ScorerSection]
+    pair_judges: dict[str, PairJudge]
+    cards: dict[str, dict[str, Any]]
+
+    def describe(self, recipe: EvalRecipe) -> list[dict[str, Any]]:
+        """For report.json: each judge's name, where it comes from, how it judges, and its card."""
+        rows = [(s.label, s.callable or s.model, "scores each completion") for s in self.scorers]
+        rows += [(j.label, j.callable, "sees two completions, asked in both orders") for j in recipe.pair_judges]
+        return [{"name": n, "source": source, "kind": kind, "card": self.cards.get(n)} for n, source, kind in rows]
+
+
+def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judges:
+    """The scorers of the recipe, then its reward model where no scorer is that already. Raises RecipeError.
+
+    The reward model scores the samples too: where the reward that was trained on goes on rising and the judges do not
+    follow, it is being exploited (Gao et al. 2023, https://arxiv.org/abs/2210.10760).
+    """
+    scorers = list(recipe.scorers)
+    if recipe.reward_model is not None:
+        check_reward_model(recipe.reward_model)
+        if recipe.reward_model not in [s.model for s in scorers]:
+            section = ScorerSection(model=recipe.reward_model)
+            taken = {s.label for s in scorers} | {j.label for j in recipe.pair_judges}
+            scorers.append(section.model_copy(update={"name": "reward model"}) if section.label in taken else section)
+    for section in scorers:
+        if section.model is not None:
+            check_reward_model(section.model)
+    load_scorers([s for s in scorers if s.callable is not None], tokenizer, bf16=False, device="cpu")
+    pair_judges = {section.label: load_pair_judge(section) for section in recipe.pair_judges}
+    named = [(s.label, s.callable) for s in scorers] + [(j.label, j.callable) for j in recipe.pair_judges]
+    cards = {label: card for label, path in named if path is not None and (card := judge_card(path)) is not None}
+    return Judges(scorers, pair_judges, cards)
+
+
+def judge_card(callable_path: str) -> dict[str, Any] | None:
+    """What the callable's (imported) module says of it through `judge_card(path)`; None where it has no such function."""
+    function = getattr(sys.modules.get(callable_path.split(":")[0]), "judge_card", None)
+    return None if function is None else dict(function(callable_path))
+
+
+def score_all(
+    judges: Judges, everyone: Sequence[Answers], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: str
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Every scorer's scores of every model's samples, [P, n] each; one scorer is loaded at a time."""
+    scores = {}
+    for section in judges.scorers:
+        (scorer,) = load_scorers([section], tokenizer, bf16=bf16, device=device)
+        scores[section.label] = [
+            np.asarray(scorer.score(answers.flat), dtype=np.float64).reshape(len(answers.samples), -1)
+            for answers in everyone
+        ]
+    return scores
+
+
+def compare_all(judges: Judges, everyone: Sequence[Answers]) -> dict[str, list[Verdicts | None]]:
+    """Every pair judge's verdicts on every model against the first, sample by sample; None for the first itself."""
+    texts = [[sample.completion.text for sample in answers.flat] for answers in everyone]
+    prompts = [sample.prompt for sample in everyone[0].flat]
+    return {
+        name: [None, *(both_orders(judge, prompts, own, texts[0]) for own in texts[1:])]
+        for name, judge in judges.pair_judges.items()
+    }

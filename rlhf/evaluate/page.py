@@ -1,0 +1,153 @@
+"""The report's page: a jinja template that escapes everything, and its style. No script, no font, no outside resource."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+STYLE = """
+:root { color-scheme: light dark; --font: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Helvetica, Arial, sans-serif;
+  --paper: #fbfbfa; --card: #ffffff; --ink: #1c2127; --soft: #5d6773; --grid: #e1e4e8; --accent: #2f6fb7; --warn: #9a5b00;
+  --warn-paper: #fff6e5; --good: #1d7f5f; --bad: #b93a57; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171b; --card: #1b1f25; --ink: #e4e7eb; --soft: #9aa4b0;
+  --grid: #313841; --accent: #79b0ee; --warn: #e9b45c; --warn-paper: #2a2418; --good: #4cc79b; --bad: #ee7f98; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 var(--font); }
+main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem; letter-spacing: -.01em; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .3rem; padding-top: .9rem; border-top: 1px solid var(--grid); }
+h3 { font-size: 1rem; margin: 1.8rem 0 .2rem; }
+p { margin: .4rem 0 .8rem; max-width: 74ch; }
+.soft, figcaption, caption { color: var(--soft); }
+.findings { margin: 1.2rem 0 0; padding: 0; list-style: none; }
+.findings li { padding: .55rem .9rem; margin: .4rem 0; background: var(--card); border: 1px solid var(--grid);
+  border-left: 3px solid var(--accent); border-radius: 4px; }
+.notes { background: var(--warn-paper); border-left: 3px solid var(--warn); border-radius: 4px; padding: .6rem 1rem;
+  margin: 1rem 0; list-style: none; } .notes li { margin: .2rem 0; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--card); }
+th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--grid); vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; font-size: .85rem; color: var(--soft); vertical-align: bottom; }
+th small { display: block; font-weight: 400; }
+th:first-child, td:first-child, .left { text-align: left; }
+td small { color: var(--soft); }
+td.wrap { white-space: normal; }
+.dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .45em; }
+.rate { display: block; font-size: .88em; } .even { color: var(--soft); }
+.up { color: var(--good); } .down { color: var(--bad); }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1rem; margin: .8rem 0; }
+.figures.wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); }
+figure { margin: 0; padding: .8rem .9rem .5rem; background: var(--card); border: 1px solid var(--grid); border-radius: 6px;
+  break-inside: avoid; }
+figcaption { font-weight: 600; font-size: .86rem; color: var(--ink); margin-bottom: .3rem; }
+figure svg { display: block; width: 100%; height: auto; }
+.sample { background: var(--card); border: 1px solid var(--grid); border-radius: 6px; margin: .9rem 0; break-inside: avoid; }
+.sample > header { padding: .6rem .9rem; border-bottom: 1px solid var(--grid); }
+.sample .tag { float: right; margin-left: 1rem; font-size: .78rem; color: var(--soft); }
+.sample pre, .answers pre { margin: 0; font: inherit; white-space: pre-wrap; overflow-wrap: anywhere; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
+.answers > div { padding: .6rem .9rem .7rem; border-left: 1px solid var(--grid); margin-left: -1px; }
+.answers h4 { margin: 0 0 .3rem; font-size: .85rem; }
+.answers .scores { margin-top: .5rem; font-size: .78rem; color: var(--soft); }
+details { margin: .5rem 0; } summary { cursor: pointer; }
+details pre { background: var(--card); border: 1px solid var(--grid); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto;
+  font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+@media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #111; --soft: #555; --grid: #ddd; }
+  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
+  .figures { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; } th, td { padding: .25rem .4rem; font-size: 8.5pt;
+  white-space: normal; } }
+"""
+
+TEMPLATE = """\
+{%- macro dot(name) -%}<span class="dot" style="background: {{ tint[name] }}"></span>{{ name }}{%- endmacro -%}
+{%- macro figures(list, wide=false) -%}
+<div class="figures{{ ' wide' if wide }}">
+{% for title, svg in list %}<figure><figcaption>{{ title }}</figcaption>{{ svg }}</figure>
+{% endfor %}</div>
+{%- endmacro -%}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body><main>
+<h1>{{ title }}</h1>
+<p class="soft">{{ subtitle }}</p>
+{% if report.findings %}<ul class="findings">{% for line in report.findings %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
+{% if report.notes %}<ul class="notes">{% for note in report.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
+
+<h2>Summary</h2>
+<div class="scroll"><table>
+<thead><tr><th>model</th>
+{% for name in report.scorers %}<th>{{ name }}<small>mean{% if compared %}; wins vs {{ reference }}{% endif %}</small></th>{% endfor %}
+{% for name in report.pair_judges if compared %}<th>{{ name }}<small>wins vs {{ reference }}</small></th>{% endfor %}
+<th>KL<small>nats</small></th><th>length<small>tokens</small></th><th>EOS rate<small>ends by itself</small></th></tr></thead>
+<tbody>{% for m in models %}<tr><td><strong>{{ dot(m.name) }}</strong>{% if m.reference and compared %} <small>reference</small>{% endif %}</td>
+{% for name in report.scorers %}<td>{{ plus_minus(m.scores[name].mean) }}{{ rate(m.scores[name].win_rate) }}</td>{% endfor %}
+{% for name in report.pair_judges if compared %}<td>{{ rate(m.pair_judges[name].win_rate) if m.pair_judges else "–" }}</td>{% endfor %}
+<td>{{ plus_minus(m.kl) }}</td><td>{{ plus_minus(m.length.mean) }}</td><td>{{ percent(m.eos_rate) }}</td></tr>{% endfor %}</tbody>
+</table></div>
+<p class="soft">± and [ ] are 95% intervals over prompts: Student's t for means, Wilson's for shares; a tie is half a win.
+{% if compared %}KL is the mean of log π(y) − log π<sub>ref</sub>(y) over each model's own samples, at their temperature.{% endif %}</p>
+{% if overview %}{{ figures(overview, true) }}{% endif %}
+
+<h2>Signs of reward hacking</h2>
+<div class="scroll"><table>
+<thead><tr><th>model</th><th>length<small>median</small></th><th>length<small>95th percentile</small></th><th>length<small>longest</small></th>
+<th>distinct-1</th><th>distinct-2</th><th>repeated 4-grams</th>{% for name in report.pair_judges if compared %}<th>{{ name }}<small>flips with the order</small></th><th>{{ name }}<small>first place wins</small></th>{% endfor %}</tr></thead>
+<tbody>{% for m in models %}<tr><td><strong>{{ dot(m.name) }}</strong></td><td>{{ number(m.length.median) }}</td><td>{{ number(m.length.p95) }}</td><td>{{ number(m.length.max) }}</td>
+<td>{{ number(m.distinct_1) }}</td><td>{{ number(m.distinct_2) }}</td><td>{{ number(m.repetition) }}</td>
+{% for name in report.pair_judges if compared %}{% set v = m.pair_judges.get(name) %}<td>{{ percent(v.flip_rate) if v else "–" }}</td><td>{{ "%.0f%%" | format(100 * v.first_place_wins) if v else "–" }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+</table></div>
+<p class="soft">A policy that exploits its reward grows long, repeats itself, or says the same to every prompt: watch for distinct-n
+that falls and repetition that rises against {{ reference }}. Distinct-n also falls as there is more text.</p>
+
+<h2>Held-out preferences</h2>
+{% if preferences_table %}<div class="scroll"><table>
+<thead><tr><th>what tells which completion is better</th><th>accuracy</th><th>pairs</th></tr></thead>
+<tbody>{% for label, accuracy, count in preferences_table %}<tr><td>{{ label }}</td><td>{{ percent(accuracy) }}</td><td>{{ count }}</td></tr>{% endfor %}</tbody>
+</table></div>
+<p class="soft">Intervals count distinct prompts, as pairs of one prompt are not independent. A policy's implicit reward is
+log π(y) − log π<sub>ref</sub>(y).</p>
+{% else %}<p>None were given (<code>preferences:</code>).</p>{% endif %}
+
+<h2>Samples</h2>
+<p class="soft">{{ samples_caption }}</p>
+{% for s in samples %}<article class="sample"><header><span class="tag">{{ s.tag }}</span><pre>{{ s.prompt }}</pre></header>
+<div class="answers">{% for m in models %}{% set a = s.models[m.name] %}<div><h4>{{ dot(m.name) }}</h4>
+<pre>{{ a.completion }}</pre>
+<div class="scores">{% for name, value in a.scores.items() %}{{ name }} {{ signed(value) }}{{ " · " }}{% endfor %}{{ a.tokens }} tokens{{ "" if a.ended else ", cut off" }}</div></div>{% endfor %}</div></article>
+{% endfor %}
+
+<h2>Training</h2>
+{% if not runs %}<p>No runs were given (<code>runs:</code>, or <code>run:</code> of a model).</p>{% endif %}
+{% for r in runs %}<h3>{{ r.title }}</h3><p class="soft"><code>{{ r.folder }}</code></p>
+{% if r.figures %}{{ figures(r.figures) }}{% endif %}
+{% if r.lacking %}<p class="soft">Not logged: {{ r.lacking }}.</p>{% endif %}
+{% for sentence in r.missing %}<p>Missing: {{ sentence }}</p>{% endfor %}
+{% endfor %}
+
+<h2>Stages</h2>
+{% if runs %}<div class="scroll"><table>
+<thead><tr><th>run</th><th class="left">method</th><th class="left">state</th><th>steps</th><th>wall time</th><th>peak memory</th></tr></thead>
+<tbody>{% for r in runs %}<tr><td>{{ r.folder }}</td><td class="left">{{ r.method or "–" }}</td><td class="left">{{ r.state or "unknown" }}</td><td>{{ r.steps if r.steps is not none else "–" }}</td><td>{{ duration(r.wall_seconds) }}</td><td>{{ memory(r.peak_rss_mib) }}</td></tr>{% endfor %}</tbody>
+</table></div>{% endif %}
+<p class="soft">This evaluation took {{ duration(report.seconds) }}; sampling ran at
+{% for m in models %}{{ "%.0f" | format(m.tokens_per_second) }} tokens/s ({{ m.name }}){{ ", " if not loop.last }}{% endfor %}.</p>
+
+<h2>How it was measured</h2>
+<div class="scroll"><table><thead><tr><th>judge</th><th class="left">source</th><th class="left">how</th><th class="left">what is known of it</th></tr></thead>
+<tbody>{% for j in report.judges %}<tr><td>{{ j.name }}</td><td class="left wrap"><code>{{ j.source }}</code></td><td class="left wrap">{{ j.kind }}</td><td class="left wrap">{{ card(j.card) }}</td></tr>{% endfor %}</tbody></table></div>
+<details><summary>Sampling, template and prompts</summary><pre>{{ settings }}</pre></details>
+{% for r in runs if r.recipe %}<details><summary>Recipe of {{ r.folder }}</summary><pre>{{ r.recipe }}</pre></details>
+{% endfor %}
+</main></body></html>
+"""
+
+ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+PAGE = ENVIRONMENT.from_string(TEMPLATE)
+CSS = Markup(STYLE)

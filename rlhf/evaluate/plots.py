@@ -1,0 +1,215 @@
+"""The report's figures: SVG that takes its ink from the page, so that they read in light, in dark and on paper.
+
+Text stays text (it can be searched and is set in the page's font); ink and grid are CSS, only data has colours, the same
+colour for the same model in every figure. Lines are smoothed only where the raw one lies faintly behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+PALETTE = ("#3f87d4", "#e5812e", "#2ba17b", "#a06fd0", "#d94f70", "#8d8f2c", "#17a3b8", "#9a6a4f")
+GOOD, BAD, NEUTRAL = "#2ba17b", "#d94f70", "#7d8794"
+INK, GRID = "#0a0b0c", "#0a0b0d"  # stand-ins, replaced by the page's own
+RAW_ALPHA, SMOOTHING_FROM = 0.28, 24  # points below which a line is drawn as it is
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rlhf",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """One colour a name, by its place: the models of the recipe first."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+
+
+@contextmanager
+def canvas(width: float, height: float) -> Iterator[tuple[Axes, list[Markup]]]:
+    """An empty plot; when the block ends the list holds its SVG."""
+    out: list[Markup] = []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.add_subplot(), out
+        out.append(_svg(figure))
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float], str]],
+    *,
+    x: str,
+    y: str,
+    share: bool = False,
+    marks: frozenset[str] = frozenset(),
+    zero: bool = False,
+) -> Markup:
+    """Curves by label: x, y, colour. Those in `marks` are few points worth seeing (held-out measurements)."""
+    with canvas(4.2, 2.7) as (axes, out):
+        if zero:
+            axes.axhline(0, color=GRID, linewidth=1.2)
+        for label, (steps, values, colour) in curves.items():
+            if label in marks:
+                axes.plot(
+                    steps, values, color=colour, marker="o", markersize=4, linewidth=1.2, label=label, linestyle="--"
+                )
+                continue
+            smooth = smoothed(values)
+            if smooth is not None:
+                axes.plot(steps, values, color=colour, alpha=RAW_ALPHA, linewidth=0.9)
+            single = "o" if len(steps) == 1 else None
+            axes.plot(
+                steps, values if smooth is None else smooth, color=colour, linewidth=1.8, label=label, marker=single
+            )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        if len(curves) > 1:
+            axes.legend(loc="best")
+    return out[0]
+
+
+def smoothed(values: Sequence[float]) -> np.ndarray | None:
+    """A centred running mean over a twelfth of the line; None for a line too short to need one."""
+    if len(values) < SMOOTHING_FROM:
+        return None
+    width = max(3, len(values) // 12) | 1
+    kernel = np.ones(width)
+    weights = np.convolve(np.ones(len(values)), kernel, mode="same")
+    return np.convolve(np.asarray(values, dtype=float), kernel, mode="same") / weights
+
+
+def frontier(
+    points: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any], str]],
+    trails: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
+    y: str,
+) -> Markup:
+    """Reward against KL: models with their intervals (name, KL, score, colour), PPO's steps as trails beneath."""
+    with canvas(5.6, 3.7) as (axes, out):
+        for label, kls, scores, colour in trails:
+            axes.plot(kls, scores, color=colour, alpha=0.25, linewidth=0.8)
+            axes.scatter(kls, scores, s=13, color=colour, alpha=0.5, linewidths=0, label=label)
+        for name, kl, score, colour in points:
+            axes.errorbar(
+                [kl["value"]],
+                [score["value"]],
+                xerr=_bars(kl),
+                yerr=_bars(score),
+                color=colour,
+                marker="o",
+                markersize=8,
+                elinewidth=1.3,
+                linestyle="none",
+                label=name,
+            )
+        axes.set_xlabel("KL to the reference (nats per completion)")
+        axes.set_ylabel(y)
+        axes.margins(0.08)
+        axes.legend(loc="best")
+    return out[0]
+
+
+def forest(rows: Sequence[tuple[str, Mapping[str, Any], str]], x: str) -> Markup:
+    """Win rates as dots with intervals, one line a row, against the line of no difference: (label, estimate, colour)."""
+    with canvas(5.6, max(3.7, 0.9 + 0.34 * len(rows))) as (axes, out):
+        axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
+        for place, (_, estimate, colour) in enumerate(rows):
+            axes.errorbar(
+                [estimate["value"]],
+                [place],
+                xerr=_bars(estimate),
+                color=colour,
+                marker="o",
+                markersize=7,
+                elinewidth=2,
+                capsize=0,
+            )
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(x)
+    return out[0]
+
+
+def lengths(values: Mapping[str, Sequence[float]], tint: Mapping[str, str]) -> Markup:
+    """How the lengths of the completions are spread, by model: the share that is at most so long."""
+    with canvas(5.6, 3.7) as (axes, out):
+        for name, tokens in values.items():
+            ordered = np.sort(np.asarray(tokens, dtype=float))
+            axes.step(
+                [0, *ordered],
+                np.arange(len(ordered) + 1) / len(ordered),
+                where="post",
+                color=tint[name],
+                linewidth=1.8,
+                label=name,
+            )
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("length (tokens)")
+        axes.set_ylabel("completions at most so long")
+        axes.legend(loc="best")
+    return out[0]
+
+
+def _bars(estimate: Mapping[str, Any]) -> list[list[float]] | None:
+    """matplotlib's error bars: distances below and above; none where there is no interval."""
+    if estimate["low"] is None:
+        return None
+    return [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
+
+
+def _svg(figure: Figure) -> Markup:
+    """An inline SVG element: no XML prologue, no metadata, ids of its own, ink and grid from the page's CSS."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", text)
+    text = re.sub(
+        r'(<svg[^>]*?) width="[^"]*"',
+        r'\1 role="img"',
+        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
+        count=1,
+    )
+    mark = f"f{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-"
+    text = re.sub(r'\bid="', f'id="{mark}', text)
+    text = text.replace("url(#", f"url(#{mark}").replace('xlink:href="#', f'href="#{mark}')
+    text = text.replace("'DejaVu Sans'", "var(--font)").replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    return Markup(text.strip())

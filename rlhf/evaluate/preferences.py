@@ -1,0 +1,109 @@
+"""How well held-out preferences are told: by the reward model, by each policy's implicit reward, and by mere length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from ..data.dataset import tokenize
+from ..data.rows import text_of
+from ..data.segments import Segment, collate
+from ..embedded import resolve
+from ..errors import RecipeError
+from ..models.load import is_reward_model, load_scalar_model, load_tokenizer
+from ..recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
+from . import measures
+
+BATCH = 16  # pairs a forward pass
+UNLIMITED = 2**31
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Held-out pairs, the chosen completion first; `prompts` says which pairs share one."""
+
+    segments: list[Segment]
+    prompts: list[str]
+    report: dict[str, Any]
+
+
+def load_pairs(
+    sources: Sequence[SourceSection],
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSection,
+    context: int | None,
+) -> Pairs:
+    """Preference rows as one tokenizer sees them; those longer than the model's context are left out and counted."""
+    section = DataSection(train=list(sources), template=template, max_length=context or UNLIMITED, on_overflow="drop")
+    rows = tokenize(section, tokenizer, {"preference"})
+    return Pairs(rows.segments, [text_of(row.data["prompt"]) for row in rows.rows], rows.report)
+
+
+def reward_accuracy(
+    name_or_path: str, sources: Sequence[SourceSection], template: TemplateSection, *, dtype: Any, device: str
+) -> dict[str, Any]:
+    """The reward model on held-out pairs, for report.json, with the baseline "the longer completion is better".
+
+    `accuracy_chosen_shorter` is the accuracy where length points the wrong way: a reward model that only counts tokens
+    has none there. Raises DataError, RecipeError.
+    """
+    tokenizer = load_tokenizer(name_or_path)
+    section = ModelSection(name_or_path=name_or_path, dtype=dtype)
+    model = load_scalar_model(section, device=device).eval().requires_grad_(False)
+    context = getattr(model.transformer.config.get_text_config(), "max_position_embeddings", None)
+    pairs = load_pairs(sources, tokenizer, template, context)
+    scores: list[torch.Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(pairs.segments), BATCH):
+            scores.append(model(collate(pairs.segments[start : start + BATCH]).to(device)).view(-1, 2).cpu())
+    chosen, rejected = torch.cat(scores).double().numpy().T
+    return {
+        "model": name_or_path,
+        "pairs": len(pairs.segments),
+        "prompts": len(set(pairs.prompts)),
+        "rows": pairs.report,
+        "accuracy": measures.preference_accuracy(chosen, rejected, pairs.prompts).as_dict(),
+        "margin": float((chosen - rejected).mean()),
+        **length_facts(pairs, chosen, rejected),
+    }
+
+
+def length_facts(pairs: Pairs, chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> dict[str, Any]:
+    """What length alone would have said, and how the scores do where it is wrong: both [pairs]."""
+    long, short = np.asarray([[len(ids) for ids in s.completion_ids] for s in pairs.segments], dtype=np.float64).T
+    against = np.flatnonzero(long < short)
+    prompts = [pairs.prompts[i] for i in against]
+    return {
+        "length_baseline": measures.preference_accuracy(long, short, pairs.prompts).as_dict(),
+        "pairs_chosen_shorter": len(against),
+        "accuracy_chosen_shorter": (
+            measures.preference_accuracy(chosen[against], rejected[against], prompts).as_dict() if prompts else None
+        ),
+    }
+
+
+def check_reward_model(name_or_path: str) -> None:
+    """Raises RecipeError, before anything is sampled, for a folder that the reward stage did not write."""
+    if not is_reward_model(name_or_path):
+        raise RecipeError(
+            f"reward_model: {name_or_path} is not a reward model: it has no head.safetensors "
+            "(train one with method: reward)"
+        )
+
+
+def template_differs(name_or_path: str, template: TemplateSection) -> bool:
+    """Whether the model's lineage names another template than the one it is about to be measured with."""
+    lineage = Path(resolve(name_or_path)) / "lineage.json"
+    try:
+        trained = json.loads(lineage.read_text(encoding="utf-8"))["template"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(TemplateSection.model_validate(trained) != template)

@@ -1,0 +1,110 @@
+"""`rlhf eval RECIPE`: compare models on held-out prompts, and gather what became of the runs that made them.
+
+sample     every model answers every prompt, from the same noise           sampling
+judge      scorers on each answer, pair judges on each against the first   judges, compare
+measure    win rate, KL, length, diversity, with intervals                 measures, summary
+prefer     the reward model and the policies on held-out pairs             preferences
+report     report.json, report.html, samples.jsonl, a table                console, plots, report
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .. import __version__
+from ..errors import RecipeError
+from ..recipe.schema import EvalRecipe
+from ..status import write_atomically
+from .console import print_report
+from .judges import compare_all, load_judges, score_all
+from .preferences import Pairs, reward_accuracy, template_differs
+from .report import write_html
+from .runs import notes_of, runs_of
+from .sampling import Answers, answers, load_reference
+from .summary import sample_rows, summarise, verdict_sentences
+
+
+def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
+    """Write `report.json`, `report.html` and `samples.jsonl` under `output_dir`; returns what report.json holds.
+
+    Raises RecipeError and DataError before anything is sampled, RlhfError for a judge that gives no usable answer.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError("rlhf eval runs in one process: start it without a launcher")
+    began, folder = time.perf_counter(), Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reference = load_reference(recipe, device)
+    tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs
+    judges = load_judges(recipe, tokenizer)
+    everyone = list(answers(recipe, reference, device, Console(stderr=True)))
+    del reference
+    gc.collect()  # the policies are done with: their memory is the reward models' now
+
+    scores = score_all(judges, everyone, tokenizer, bf16=recipe.dtype == "bfloat16", device=device)
+    verdicts = compare_all(judges, everyone)
+    models = summarise(everyone, scores, verdicts, pairs)
+    preferences = None
+    if recipe.reward_model is not None and recipe.preferences:
+        preferences = reward_accuracy(
+            recipe.reward_model, recipe.preferences, recipe.template, dtype=recipe.dtype, device=device
+        )
+    runs = runs_of(recipe)
+    headline = next(iter(verdicts or scores))
+    report = {
+        "rlhf": __version__,
+        "output_dir": recipe.output_dir,
+        "seed": recipe.seed,
+        "dtype": recipe.dtype,
+        "sampling": recipe.sampling.model_dump(),
+        "template": recipe.template.model_dump(),
+        "prompts": {"count": len(prompts)} | prompts.report,
+        "findings": verdict_sentences(models, [headline]),
+        "models": models,
+        "scorers": list(scores),
+        "pair_judges": list(verdicts),
+        "judges": judges.describe(recipe),
+        "preferences": preferences,
+        "runs": [run.as_dict() for run in runs],
+        "notes": _notes(recipe, everyone, pairs, preferences) + notes_of(runs),
+        "seconds": round(time.perf_counter() - began, 3),
+    }
+    rows = sample_rows(everyone, scores)
+    write_atomically(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_html(folder / "report.html", report, rows, runs)
+    console = Console()
+    print_report(report, console)
+    console.print(f"report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return report
+
+
+def _notes(
+    recipe: EvalRecipe, everyone: list[Answers], pairs: Pairs | None, preferences: dict[str, Any] | None
+) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    notes = [note for answers_ in everyone for note in answers_.notes]
+    sampling = recipe.sampling
+    if sampling.temperature > 0 and (sampling.top_k or sampling.top_p < 1) and len(recipe.models) > 1:
+        notes.append(
+            f"Samples are drawn with top_k {sampling.top_k} and top_p {sampling.top_p:g}, not from the whole "
+            "distribution: the KL is an estimate of what these samples show, biased for KL(model || reference)."
+        )
+    if recipe.preferences and recipe.reward_model is None:
+        notes.append("preferences: without reward_model they measure only the policies' implicit rewards.")
+    if recipe.reward_model is not None and not recipe.preferences:
+        notes.append("reward_model: without preferences there are no held-out pairs to measure its accuracy on.")
+    if recipe.reward_model is not None and template_differs(recipe.reward_model, recipe.template):
+        notes.append("The reward model was trained with another template than this evaluation's.")
+    dropped = (preferences or {}).get("rows", pairs.report if pairs else {}).get("dropped")
+    if dropped:
+        notes.append("Held-out pairs left out: " + ", ".join(f"{n} x {why}" for why, n in dropped.items()) + ".")
+    return notes

@@ -1,0 +1,179 @@
+"""Each model's answers to the held-out prompts, and how far it has gone from the reference in giving them.
+
+All models answer the same prompts from the same noise, so that a difference between two of them is a paired one. The
+reference stays loaded, and one other model beside it: two at any time, however many are compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from ..data.dataset import Prompts
+from ..data.dataset import prompts as load_prompts
+from ..data.rows import text_of
+from ..data.segments import Segment, collate
+from ..errors import RecipeError
+from ..generation.engine import Completion, TransformersEngine
+from ..generation.scorers import Sample
+from ..models.load import load_policy, load_tokenizer
+from ..models.policy import Policy
+from ..progress import ProgressBar
+from ..recipe.schema import EvalModel, EvalRecipe
+from ..recipe.sections import ModelSection
+from .preferences import Pairs, load_pairs
+
+BATCH = 16  # prompts a forward pass
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model gave: P prompts, n samples each, their ids in the reference's tokens."""
+
+    model: EvalModel
+    samples: list[list[Sample]]  # [P][n]
+    kl: NDArray[np.float64] | None  # [P, n]: nats; None where it is not defined
+    preferred: NDArray[np.float64] | None  # [pairs, 2]: log(pi / pi_ref) of chosen and rejected
+    seconds: float
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flat(self) -> list[Sample]:
+        """[P * n]."""
+        return [sample for group in self.samples for sample in group]
+
+    def per_sample(self, value: Callable[[Sample], float]) -> NDArray[np.float64]:
+        """One number a sample, [P, n]."""
+        return np.asarray([[value(sample) for sample in group] for group in self.samples], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The first model of the recipe, kept loaded while the others come and go."""
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts
+    pairs: Pairs | None
+    pair_logprobs: NDArray[np.float64] | None  # [pairs, 2]
+
+
+def load_reference(recipe: EvalRecipe, device: str) -> Reference:
+    """The reference with the prompts and pairs as its tokenizer sees them. Raises DataError, RecipeError."""
+    name_or_path = recipe.models[0].name_or_path
+    tokenizer = load_tokenizer(name_or_path)
+    prompts = load_prompts(recipe.prompts, tokenizer, recipe.template)
+    policy = _load(name_or_path, recipe.dtype, device)
+    _check_room(policy, prompts, recipe.sampling.max_new_tokens, recipe.models[0].name)
+    pairs = (
+        load_pairs(recipe.preferences, tokenizer, recipe.template, context_of(policy)) if recipe.preferences else None
+    )
+    logprobs = None
+    if pairs is not None and len(recipe.models) > 1:
+        logprobs = completion_logprobs(policy, pairs.segments).reshape(-1, 2)
+    return Reference(policy, tokenizer, prompts, pairs, logprobs)
+
+
+def answers(recipe: EvalRecipe, reference: Reference, device: str, console: Console) -> Iterator[Answers]:
+    """Every model in the recipe's order, the reference first; a model is let go once its answers are taken."""
+    for model in recipe.models:
+        yield _answer(model, recipe, reference, device, console)
+
+
+def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: str, console: Console) -> Answers:
+    itself = model is recipe.models[0]
+    policy = reference.policy if itself else _load(model.name_or_path, recipe.dtype, device)
+    tokenizer = reference.tokenizer if itself else load_tokenizer(model.name_or_path)
+    same_tokens = itself or tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+    prompts = reference.prompts if same_tokens else load_prompts(recipe.prompts, tokenizer, recipe.template)
+    _check_room(policy, prompts, recipe.sampling.max_new_tokens, model.name)
+    engine = TransformersEngine(policy, tokenizer)
+    began = time.perf_counter()
+    with ProgressBar(f"sampling {model.name}", len(prompts) * recipe.sampling.n, console) as bar:
+        groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(completion.ids) for group in groups for completion in group)
+    if not same_tokens:
+        groups = [[_in_tokens_of(reference.tokenizer, completion) for completion in group] for group in groups]
+    samples = [
+        [Sample(text_of(text), ids, completion) for completion in group]
+        for (text, ids), group in zip(reference.prompts, groups, strict=True)
+    ]
+    kl, preferred = None, None
+    notes = _undefined_kl(recipe, model.name, same_tokens)
+    if not notes:
+        kl = sampled_kl(policy, reference.policy, samples, recipe.sampling.temperature)
+    if reference.pair_logprobs is not None and reference.pairs is not None and same_tokens and not itself:
+        own = completion_logprobs(policy, reference.pairs.segments).reshape(-1, 2)
+        preferred = own - reference.pair_logprobs
+    return Answers(model, samples, kl, preferred, seconds, tokens, notes)
+
+
+def sampled_kl(
+    policy: Policy, reference: Policy, samples: Sequence[Sequence[Sample]], temperature: float
+) -> NDArray[np.float64]:
+    """log pi(y|x) - log pi_ref(y|x) of the policy's own samples at the temperature they were drawn at, [P, n] in nats.
+
+    The mean over samples is an unbiased estimate of KL(pi || pi_ref) per completion; single entries may be negative.
+    Both models run the very same batches, so a model's KL to itself is zero and not merely small.
+    """
+    segments = [Segment(group[0].prompt_ids, [s.completion.ids for s in group]) for group in samples]
+    own = completion_logprobs(policy, segments, temperature)
+    return (own - completion_logprobs(reference, segments, temperature)).reshape(len(samples), -1)
+
+
+@torch.no_grad()
+def completion_logprobs(policy: Policy, segments: Sequence[Segment], temperature: float = 1.0) -> NDArray[np.float64]:
+    """log pi(y|x) of every completion, [M], summed over its tokens in float64."""
+    device = policy.transformer.device
+    sums = []
+    for start in range(0, len(segments), BATCH):
+        batch = collate(segments[start : start + BATCH]).to(device)
+        sums.append(batch.sum_rows(policy(batch, temperature=temperature).double()).cpu().numpy())
+    return np.concatenate(sums)
+
+
+def context_of(policy: Policy) -> int | None:
+    """The most tokens that the model has positions for; None where its config does not say."""
+    return getattr(policy.transformer.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _load(name_or_path: str, dtype: Any, device: str) -> Policy:
+    policy = load_policy(ModelSection(name_or_path=name_or_path, dtype=dtype), device=device)
+    return policy.eval().requires_grad_(False)
+
+
+def _check_room(policy: Policy, prompts: Prompts, new_tokens: int, name: str) -> None:
+    longest, context = max(len(ids) for _, ids in prompts), context_of(policy)
+    if context is not None and longest + new_tokens > context:
+        raise RecipeError(
+            f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
+            f"the {context} positions of {name}"
+        )
+
+
+def _undefined_kl(recipe: EvalRecipe, name: str, same_tokens: bool) -> tuple[str, ...]:
+    if not same_tokens:
+        return (f"KL of {name} to {recipe.models[0].name} is not defined: their vocabularies differ.",)
+    if recipe.sampling.temperature == 0:
+        return (
+            f"KL of {name} is not estimated: its samples are greedy (temperature 0), not drawn from its distribution.",
+        )
+    return ()
+
+
+def _in_tokens_of(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> Completion:
+    """The same text in the reference's tokens, so that lengths compare and reward models read what they know."""
+    ids = list(tokenizer(completion.text, add_special_tokens=False).input_ids)
+    if completion.ended or not ids:
+        ids.append(int(tokenizer.eos_token_id))
+    return Completion(ids, completion.text, completion.ended)

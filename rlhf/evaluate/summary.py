@@ -1,0 +1,121 @@
+"""From samples, scores and verdicts to the numbers of report.json, and the rows of samples.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import measures
+from .compare import Verdicts
+from .measures import Estimate
+from .preferences import Pairs
+from .sampling import Answers
+
+Scores = Mapping[str, Sequence[NDArray[np.float64]]]  # by scorer: one [P, n] a model, the reference first
+
+
+def summarise(
+    everyone: Sequence[Answers], scores: Scores, verdicts: Mapping[str, Sequence[Verdicts | None]], pairs: Pairs | None
+) -> list[dict[str, Any]]:
+    """One entry a model, in the recipe's order; what compares with the reference is None for the reference itself."""
+    return [_model(i, everyone[i], scores, verdicts, pairs) for i in range(len(everyone))]
+
+
+def _model(
+    i: int, answers: Answers, scores: Scores, verdicts: Mapping[str, Sequence[Verdicts | None]], pairs: Pairs | None
+) -> dict[str, Any]:
+    ids = [sample.completion.ids for sample in answers.flat]
+    implicit = answers.preferred
+    return {
+        "name": answers.model.name,
+        "name_or_path": answers.model.name_or_path,
+        "run": answers.model.run,
+        "reference": i == 0,
+        "scores": {name: _score(own[i], own[0] if i else None) for name, own in scores.items()},
+        "pair_judges": {name: _verdict(v, answers) for name, own in verdicts.items() if (v := own[i]) is not None},
+        "kl": _or_none(None if answers.kl is None else measures.mean(answers.kl)),
+        "length": measures.lengths(answers.per_sample(lambda s: len(s.completion.ids))),
+        "eos_rate": measures.share(answers.per_sample(lambda s: s.completion.ended)).as_dict(),
+        "distinct_1": measures.distinct(ids, 1),
+        "distinct_2": measures.distinct(ids, 2),
+        "repetition": measures.repetition(ids),
+        "implicit_accuracy": (
+            measures.preference_accuracy(implicit[:, 0], implicit[:, 1], pairs.prompts).as_dict()
+            if implicit is not None and pairs is not None
+            else None
+        ),
+        "implicit_pairs": 0 if implicit is None else len(implicit),
+        "seconds": round(answers.seconds, 3),
+        "tokens_per_second": answers.tokens / max(answers.seconds, 1e-9),
+    }
+
+
+def _score(own: NDArray[np.float64], reference: NDArray[np.float64] | None) -> dict[str, Any]:
+    outcomes = None if reference is None else measures.outcomes(own, reference)
+    return {
+        "mean": measures.mean(own).as_dict(),
+        "difference": None if reference is None else measures.mean(own - reference).as_dict(),
+        "win_rate": None if outcomes is None else measures.share(outcomes).as_dict(),
+        "ties": None if outcomes is None else float((outcomes == 0.5).mean()),
+    }
+
+
+def _verdict(verdicts: Verdicts, answers: Answers) -> dict[str, Any]:
+    shape = (len(answers.samples), -1)
+    return {
+        "win_rate": measures.share(verdicts.wins.reshape(shape)).as_dict(),
+        "ties": float((verdicts.wins == 0.5).mean()),
+        "flip_rate": measures.share(verdicts.flipped.reshape(shape)).as_dict(),
+        "first_place_wins": float(verdicts.first.mean()),
+    }
+
+
+def _or_none(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.as_dict()
+
+
+def sample_rows(everyone: Sequence[Answers], scores: Scores) -> list[dict[str, Any]]:
+    """One row a prompt and sample: `{prompt, sample, models: {name: {completion, tokens, ended, kl, scores}}}`."""
+    reference = everyone[0]
+    return [
+        {
+            "prompt": reference.samples[p][j].prompt,
+            "sample": j,
+            "models": {
+                answers.model.name: {
+                    "completion": answers.samples[p][j].completion.text,
+                    "tokens": len(answers.samples[p][j].completion.ids),
+                    "ended": answers.samples[p][j].completion.ended,
+                    "kl": None if answers.kl is None else float(answers.kl[p, j]),
+                    "scores": {name: float(own[i][p, j]) for name, own in scores.items()},
+                }
+                for i, answers in enumerate(everyone)
+            },
+        }
+        for p in range(len(reference.samples))
+        for j in range(len(reference.samples[p]))
+    ]
+
+
+def verdict_sentences(models: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[str]:
+    """One plain sentence a model: what the first judge's interval lets one say, and what it cost."""
+    reference, sentences = models[0]["name"], []
+    for model in models[1:]:
+        judge = judges[0]
+        found = model["pair_judges"].get(judge) or model["scores"][judge]
+        rate = found["win_rate"]
+        if rate["low"] > 0.5:
+            claim = f"{model['name']} is better than {reference}"
+        elif rate["high"] < 0.5:
+            claim = f"{model['name']} is worse than {reference}"
+        else:
+            claim = f"No difference between {model['name']} and {reference} is shown"
+        kl = f", {model['kl']['value']:.2f} nats from it" if model["kl"] else ""
+        sentences.append(
+            f"{claim}: it wins {100 * rate['value']:.0f}% of {rate['n']} prompts by {judge} "
+            f"(95% interval {100 * rate['low']:.0f} to {100 * rate['high']:.0f}%){kl}."
+        )
+    return sentences

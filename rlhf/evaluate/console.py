@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 NOTHING = "–"
@@ -43,27 +45,26 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The table of models, the reward model's line below it, and what is missing."""
     models = report["models"]
     reference = models[0]["name"]
-    scorers, pair_judges = list(models[0]["scores"]), list(report["pair_judges"])
+    scorers, pair_judges = list(models[0]["scores"]), report["pair_judges"] if len(models) > 1 else []
+    below = f"; below each mean, how often it wins against {escape(reference)}" if len(models) > 1 else ""
     table = Table(
-        show_lines=len(models) > 1,
-        title=f"{report['prompts']['count']} prompts, ± and [ ] are 95% intervals",
+        title=f"{report['prompts']['count']} prompts{below}; 95% intervals",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("model", style="bold")
-    against = f"wins vs {reference}" if len(models) > 1 else ""
-    for name in (*scorers, *(pair_judges if against else ())):
-        table.add_column(f"{name}\n{against}".strip(), justify="right")
-    for heading in ("KL (nats)", "tokens", "EOS"):
-        table.add_column(heading, justify="right")
+    table.add_column("model", style="bold", min_width=min(16, max(len(model["name"]) for model in models)))
+    for name in (*scorers, *pair_judges, "KL, nats", "tokens", "EOS"):
+        table.add_column(escape(name.replace("_", "\n")), justify="right", no_wrap=True, overflow="fold")
     for model in models:
-        table.add_row(
-            model["name"],
+        cells = [
             *(_score_cell(model["scores"][name]) for name in scorers),
-            *(percent(model["pair_judges"].get(name, {}).get("win_rate")) for name in (pair_judges if against else ())),
+            *(percent(model["pair_judges"].get(name, {}).get("win_rate")) for name in pair_judges),
             plus_minus(model["kl"]),
             number(model["length"]["mean"]["value"]),
             f"{100 * model['eos_rate']['value']:.0f}%",
-        )
+        ]
+        table.add_row(escape(model["name"]), *cells)
     console.print(table)
     for line in preference_lines(report):
         console.print(line, markup=False, highlight=False)

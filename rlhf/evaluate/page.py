@@ -98,13 +98,22 @@ TEMPLATE = """\
 <h2>Signs of reward hacking</h2>
 <div class="scroll"><table>
 <thead><tr><th>model</th><th>length<small>median</small></th><th>length<small>95th percentile</small></th><th>length<small>longest</small></th>
-<th>distinct-1</th><th>distinct-2</th><th>repeated 4-grams</th>{% for name in report.pair_judges if compared %}<th>{{ name }}<small>flips with the order</small></th><th>{{ name }}<small>first place wins</small></th>{% endfor %}</tr></thead>
+<th>distinct-1</th><th>distinct-2</th><th>repeated 4-grams</th></tr></thead>
 <tbody>{% for m in models %}<tr><td><strong>{{ dot(m.name) }}</strong></td><td>{{ number(m.length.median) }}</td><td>{{ number(m.length.p95) }}</td><td>{{ number(m.length.max) }}</td>
-<td>{{ number(m.distinct_1) }}</td><td>{{ number(m.distinct_2) }}</td><td>{{ number(m.repetition) }}</td>
-{% for name in report.pair_judges if compared %}{% set v = m.pair_judges.get(name) %}<td>{{ percent(v.flip_rate) if v else "–" }}</td><td>{{ "%.0f%%" | format(100 * v.first_place_wins) if v else "–" }}</td>{% endfor %}</tr>{% endfor %}</tbody>
+<td>{{ number(m.distinct_1) }}</td><td>{{ number(m.distinct_2) }}</td><td>{{ number(m.repetition) }}</td></tr>{% endfor %}</tbody>
 </table></div>
 <p class="soft">A policy that exploits its reward grows long, repeats itself, or says the same to every prompt: watch for distinct-n
 that falls and repetition that rises against {{ reference }}. Distinct-n also falls as there is more text.</p>
+
+{% if report.pair_judges and compared %}
+<h2>Pair judges</h2>
+<div class="scroll"><table>
+<thead><tr><th>judge</th><th class="left">model</th><th>wins<small>mean of both orders</small></th><th>ties</th><th>flips<small>with the order</small></th><th>first place wins<small>50% without bias</small></th></tr></thead>
+<tbody>{% for name in report.pair_judges %}{% for m in models if m.pair_judges %}{% set v = m.pair_judges[name] %}<tr><td>{{ name }}</td><td class="left">{{ dot(m.name) }}</td><td>{{ percent(v.win_rate) }}</td><td>{{ "%.0f%%" | format(100 * v.ties) }}</td><td>{{ percent(v.flip_rate) }}</td><td>{{ "%.0f%%" | format(100 * v.first_place_wins) }}</td></tr>{% endfor %}{% endfor %}</tbody>
+</table></div>
+<p class="soft">Each pair is asked in both orders. The verdict is the mean of both answers: one that turns round with the
+order counts as a tie.</p>
+{% endif %}
 
 <h2>Held-out preferences</h2>
 {% if preferences_table %}<div class="scroll"><table>

@@ -58,7 +58,6 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
             recipe.reward_model, recipe.preferences, recipe.template, dtype=recipe.dtype, device=device
         )
     runs = runs_of(recipe)
-    headline = next(iter(verdicts or scores))
     report = {
         "rlhf": __version__,
         "output_dir": recipe.output_dir,
@@ -67,7 +66,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         "sampling": recipe.sampling.model_dump(),
         "template": recipe.template.model_dump(),
         "prompts": {"count": len(prompts)} | prompts.report,
-        "findings": verdict_sentences(models, [headline]),
+        "findings": verdict_sentences(models, recipe.scorers[0].label),
         "models": models,
         "scorers": list(scores),
         "pair_judges": list(verdicts),

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dataset import Prompts
@@ -98,7 +99,7 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     _check_room(policy, prompts, recipe.sampling.max_new_tokens, model.name)
     engine = TransformersEngine(policy, tokenizer)
     began = time.perf_counter()
-    with ProgressBar(f"sampling {model.name}", len(prompts) * recipe.sampling.n, console) as bar:
+    with ProgressBar(f"sampling {escape(model.name)}", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
     seconds = time.perf_counter() - began
     tokens = sum(len(completion.ids) for group in groups for completion in group)

@@ -100,13 +100,11 @@ def sample_rows(everyone: Sequence[Answers], scores: Scores) -> list[dict[str, A
     ]
 
 
-def verdict_sentences(models: Sequence[Mapping[str, Any]], judges: Sequence[str]) -> list[str]:
-    """One plain sentence a model: what the first judge's interval lets one say, and what it cost."""
+def verdict_sentences(models: Sequence[Mapping[str, Any]], judge: str) -> list[str]:
+    """One plain sentence a model: what the interval of `judge` lets one say, and what it cost."""
     reference, sentences = models[0]["name"], []
     for model in models[1:]:
-        judge = judges[0]
-        found = model["pair_judges"].get(judge) or model["scores"][judge]
-        rate = found["win_rate"]
+        rate = model["scores"][judge]["win_rate"]
         if rate["low"] > 0.5:
             claim = f"{model['name']} is better than {reference}"
         elif rate["high"] < 0.5:

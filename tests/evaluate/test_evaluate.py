@@ -1,0 +1,182 @@
+"""`evaluate` from recipe to files, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.errors import RecipeError
+from rlhf.evaluate.preferences import reward_accuracy
+from rlhf.evaluate.run import evaluate
+from rlhf.models.load import load_tokenizer
+from rlhf.recipe.schema import EvalRecipe
+from rlhf.recipe.sections import SourceSection, TemplateSection
+from tests.evaluate.conftest import PROMPTS, tiny_llama, write_rows
+from tests.evaluate.scorers import letters
+
+Make = Callable[..., EvalRecipe]
+PAIRS = [
+    {"prompt": "The film was", "chosen": " good and the answer is yes", "rejected": " good"},
+    {"prompt": "The film was", "chosen": " a good film", "rejected": " 1"},
+    {"prompt": "I like", "chosen": " it", "rejected": " hello there how are you"},
+    {"prompt": "you are", "chosen": " well", "rejected": " well"[::-1]},
+]
+
+
+def rows_of(recipe: EvalRecipe) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(recipe.output_dir) / "samples.jsonl").read_text().splitlines()]
+
+
+def test_two_models_from_recipe_to_report(recipe_of: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = recipe_of("AB", pair_judges=[{"callable": "tests.evaluate.scorers:always_first"}])
+    report = evaluate(recipe)
+    assert json.loads((Path(recipe.output_dir) / "report.json").read_text()) == report
+    rows = rows_of(recipe)
+    assert [row["prompt"] for row in rows] == PROMPTS
+    a, b = report["models"]
+
+    def column(name: str, value: Callable[[dict[str, Any]], float]) -> np.ndarray:
+        return np.asarray([value(row["models"][name]) for row in rows])
+
+    for model, name in ((a, "A"), (b, "B")):
+        texts = [row["models"][name]["completion"] for row in rows]
+        scores = column(name, lambda m: m["scores"]["letters"])
+        assert scores.tolist() == letters(PROMPTS, texts)
+        assert model["scores"]["letters"]["mean"]["value"] == pytest.approx(scores.mean())
+        assert model["length"]["mean"]["value"] == pytest.approx(column(name, lambda m: m["tokens"]).mean())
+        assert model["eos_rate"]["value"] == pytest.approx(column(name, lambda m: m["ended"]).mean())
+        assert model["kl"]["value"] == pytest.approx(column(name, lambda m: m["kl"]).mean())
+    difference = column("B", lambda m: m["scores"]["letters"]) - column("A", lambda m: m["scores"]["letters"])
+    assert difference.any()
+    assert b["scores"]["letters"]["difference"]["value"] == pytest.approx(difference.mean())
+    assert b["scores"]["letters"]["win_rate"]["value"] == pytest.approx(((np.sign(difference) + 1) / 2).mean())
+    assert a["kl"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": len(PROMPTS)}
+    assert b["kl"]["value"] > 0.1
+    assert (a["scores"]["letters"]["win_rate"], a["pair_judges"]) == (None, {})
+    assert b["pair_judges"]["always_first"]["win_rate"]["value"] == 0.5
+    assert b["pair_judges"]["always_first"]["flip_rate"]["value"] == 1.0
+    card = {"asked_for": "tests.evaluate.scorers:letters", "accuracy": 0.75}
+    assert next(j["card"] for j in report["judges"] if j["name"] == "letters") == card
+    out = capsys.readouterr().out
+    assert "letters" in out
+    assert "report.html" in out
+
+
+def test_a_model_against_itself(recipe_of: Make, models: dict[str, str]) -> None:
+    both = [{"name": name, "name_or_path": models["A"]} for name in ("one", "again")]
+    report = evaluate(recipe_of("A", models=both, sampling={"max_new_tokens": 6, "n": 2}))
+    again = report["models"][1]
+    assert again["scores"]["letters"]["win_rate"]["value"] == 0.5
+    assert again["scores"]["letters"]["ties"] == 1.0
+    assert again["scores"]["letters"]["difference"]["value"] == 0.0
+    assert again["kl"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": len(PROMPTS)}
+    assert "No difference" in report["findings"][0]
+
+
+def test_held_out_preferences(recipe_of: Make, models: dict[str, str], tmp_path: Path) -> None:
+    pairs = [{"path": write_rows(tmp_path / "pairs.jsonl", PAIRS)}]
+    report = evaluate(recipe_of("AB", reward_model=models["R"], preferences=pairs))
+    found = report["preferences"]
+    assert (found["pairs"], found["prompts"]) == (4, 3)
+    assert found["accuracy"]["n"] == 3
+    tokenizer = load_tokenizer(models["R"])
+    sides = [[len(tokenizer(p[side]).input_ids) for side in ("chosen", "rejected")] for p in PAIRS]
+    expected = np.mean([(np.sign(chosen - rejected) + 1) / 2 for chosen, rejected in sides])
+    assert found["length_baseline"]["value"] == pytest.approx(expected)
+    assert found["pairs_chosen_shorter"] == sum(chosen < rejected for chosen, rejected in sides)
+    assert report["models"][0]["implicit_accuracy"] is None
+    assert report["models"][1]["implicit_accuracy"]["value"] in {0.0, 0.25, 0.5, 0.75, 1.0}
+    reward = report["scorers"][-1]  # the reward model scores the samples too
+    assert set(report["models"][0]["scores"]) == {"letters", reward}
+    assert any("another template" in note for note in report["notes"])
+
+
+def test_the_reward_models_accuracy_turns_round_with_the_pairs(models: dict[str, str], tmp_path: Path) -> None:
+    turned = [{"prompt": p["prompt"], "chosen": p["rejected"], "rejected": p["chosen"]} for p in PAIRS]
+    there, back = (
+        reward_accuracy(
+            models["R"],
+            [SourceSection(path=write_rows(tmp_path / f"{name}.jsonl", rows))],
+            TemplateSection(),
+            dtype="float32",
+            device="cpu",
+        )
+        for name, rows in (("there", PAIRS), ("back", turned))
+    )
+    assert there["accuracy"]["value"] + back["accuracy"]["value"] == pytest.approx(1.0)
+    assert there["margin"] == pytest.approx(-back["margin"], abs=1e-5)
+    assert there["margin"] != 0
+
+
+def test_a_model_with_another_vocabulary_is_compared_but_has_no_kl(
+    recipe_of: Make, models: dict[str, str], tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(models["A"])
+    tokenizer.add_tokens(["<one-more>"])
+    tiny_llama(5, len(tokenizer)).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    named = [{"name": "A", "name_or_path": models["A"]}, {"name": "C", "name_or_path": str(tmp_path / "other")}]
+    report = evaluate(recipe_of("A", models=named))
+    other = report["models"][1]
+    assert other["kl"] is None
+    assert other["scores"]["letters"]["win_rate"] is not None
+    assert any("vocabularies differ" in note for note in report["notes"])
+
+
+def test_greedy_samples_have_no_kl(recipe_of: Make) -> None:
+    report = evaluate(recipe_of("AB", sampling={"max_new_tokens": 4, "temperature": 0.0}))
+    assert report["models"][1]["kl"] is None
+    assert any("greedy" in note for note in report["notes"])
+
+
+def test_truncated_sampling_is_noted(recipe_of: Make) -> None:
+    report = evaluate(recipe_of("AB", sampling={"max_new_tokens": 4, "top_p": 0.9}))
+    assert any("top_p 0.9" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"scorers": [{"callable": "tests.evaluate.scorers:no_such"}]}, "cannot import"),
+        ({"scorers": [{"callable": "tests.evaluate.scorers:letters"}], "reward_model": "B"}, "not a reward model"),
+        ({"sampling": {"max_new_tokens": 64}}, "exceeds the 64 positions of A"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_sampled(
+    recipe_of: Make,
+    models: dict[str, str],
+    sections: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sampled(*_: Any, **__: Any) -> None:
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr("rlhf.generation.engine.TransformersEngine.generate", sampled)
+    sections = {key: models.get(value, value) if isinstance(value, str) else value for key, value in sections.items()}
+    with pytest.raises(RecipeError, match=message):
+        evaluate(recipe_of("AB", **sections))
+
+
+def test_names_must_differ(recipe_of: Make) -> None:
+    with pytest.raises(ValueError, match="models: names must differ"):
+        recipe_of("AA")
+    with pytest.raises(ValueError, match="scorers and pair_judges: names must differ"):
+        recipe_of("AB", pair_judges=[{"name": "letters", "callable": "tests.evaluate.scorers:more_letters"}])
+
+
+def test_the_same_recipe_gives_the_same_samples(recipe_of: Make) -> None:
+    recipe = recipe_of("AB")
+    evaluate(recipe)
+    first = rows_of(recipe)
+    torch.manual_seed(123)
+    evaluate(recipe)
+    assert rows_of(recipe) == first
+    evaluate(recipe_of("AB", seed=1))
+    assert rows_of(recipe) != first

@@ -31,7 +31,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
     Raises RecipeError where there is none, or it has no EOS token.
     """
-    path = resolve(name_or_path)
+    path = _found(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -55,7 +55,7 @@ def load_policy(
     """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen."""
     network = _pretrained(AutoModelForCausalLM, model, quantization, device)
     pad = _pad_token_id(network)
-    wrapped = _prepare(network, lora, gradient_checkpointing, quantized=quantization is not None, task="CAUSAL_LM")
+    wrapped = _trainable(network, lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, task="CAUSAL_LM")
     return Policy(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
 
 
@@ -71,9 +71,8 @@ def load_scalar_model(
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
     network = _pretrained(AutoModel, model, quantization, device)
     pad = _pad_token_id(network)
-    wrapped = _prepare(
-        network, lora, gradient_checkpointing, quantized=quantization is not None, task="FEATURE_EXTRACTION"
-    )
+    task = "FEATURE_EXTRACTION"
+    wrapped = _trainable(network, lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, task=task)
     scalar = ScalarModel(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
     load_head(scalar, Path(resolve(model.name_or_path)))
     return scalar
@@ -87,7 +86,7 @@ def is_reward_model(name_or_path: str) -> bool:
 def _pretrained(
     auto: Any, section: ModelSection, quantization: QuantizationSection | None, device: torch.device | str
 ) -> PreTrainedModel:
-    path = resolve(section.name_or_path)
+    path = _found(section.name_or_path)
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "use_safetensors": True}
     if quantization is not None and quantization.load_in_4bit:
         options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
@@ -116,15 +115,14 @@ def _bitsandbytes_config(section: QuantizationSection) -> Any:
     )
 
 
-def _prepare(
-    network: PreTrainedModel, lora: LoraSection | None, gradient_checkpointing: bool, *, quantized: bool, task: str
+def _trainable(
+    network: PreTrainedModel, lora: LoraSection | None, *, gradient_checkpointing: bool, bf16: bool, task: str
 ) -> nn.Module:
+    """The network with its adapters, which alone train; the network itself without `lora`."""
     disable_dropout(network)
     if gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is None:
-        if quantized:
-            network.requires_grad_(False)
         return network
     from peft import LoraConfig, get_peft_model
 
@@ -139,9 +137,13 @@ def _prepare(
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # asked for by peft
         try:
-            return get_peft_model(network, config)  # adapters in float32 whatever the base's precision
+            adapted = get_peft_model(network, config)  # adapters in float32 whatever the base's precision
         except ValueError as error:
             raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
+    for layer in adapted.modules():
+        if hasattr(layer, "cast_input_dtype_enabled"):  # autocast would only cast back: two copies of every activation
+            layer.cast_input_dtype_enabled = not bf16  # type: ignore[assignment]
+    return adapted
 
 
 def disable_dropout(network: nn.Module) -> None:
@@ -157,6 +159,15 @@ def _pad_token_id(network: PreTrainedModel) -> int:
     """Any valid id: padding is masked by position, never recognised by its id."""
     config = network.config.get_text_config()
     return config.pad_token_id if config.pad_token_id is not None else 0
+
+
+def _found(name_or_path: str) -> str:
+    """The local folder of a model, or its hub name. Raises RecipeError for a path that is not there."""
+    path = resolve(name_or_path)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise RecipeError(f"model.name_or_path: no such folder: {path} (has the stage that makes it been run?)")
+    return path
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from rlhf.errors import RecipeError
 from rlhf.evaluate.preferences import reward_accuracy
@@ -25,12 +26,29 @@ PAIRS = [
     {"prompt": "The film was", "chosen": " good and the answer is yes", "rejected": " good"},
     {"prompt": "The film was", "chosen": " a good film", "rejected": " 1"},
     {"prompt": "I like", "chosen": " it", "rejected": " hello there how are you"},
-    {"prompt": "you are", "chosen": " well", "rejected": " well"[::-1]},
+    {"prompt": "you are", "chosen": "x", "rejected": "y"},  # of equal length
+    {"prompt": "there is", "chosen": " no film", "rejected": " yes"},
+    {"prompt": "hello", "chosen": " 1 2 3", "rejected": " 4 5 6 7"},
+    {"prompt": "It is", "chosen": "?", "rejected": "!!"},
 ]
 
 
 def rows_of(recipe: EvalRecipe) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(recipe.output_dir) / "samples.jsonl").read_text().splitlines()]
+
+
+@torch.no_grad()
+def pair_logprobs(folder: str) -> np.ndarray:
+    """log p of both completions of PAIRS with their EOS, [pairs, 2], from the plain model's logits."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), load_tokenizer(folder)
+
+    def logprob(prompt: str, completion: str) -> float:
+        start = len(tokenizer(prompt).input_ids)
+        ids = torch.tensor([*tokenizer(prompt + completion).input_ids, tokenizer.eos_token_id])
+        logprobs = model(input_ids=ids[None]).logits[0, :-1].double().log_softmax(-1)
+        return float(logprobs.gather(1, ids[1:, None])[start - 1 :].sum())
+
+    return np.asarray([[logprob(p["prompt"], p[side]) for side in ("chosen", "rejected")] for p in PAIRS])
 
 
 def test_two_models_from_recipe_to_report(recipe_of: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,15 +101,19 @@ def test_held_out_preferences(recipe_of: Make, models: dict[str, str], tmp_path:
     pairs = [{"path": write_rows(tmp_path / "pairs.jsonl", PAIRS)}]
     report = evaluate(recipe_of("AB", reward_model=models["R"], preferences=pairs))
     found = report["preferences"]
-    assert (found["pairs"], found["prompts"]) == (4, 3)
-    assert found["accuracy"]["n"] == 3
+    assert (found["pairs"], found["prompts"]) == (7, 6)
+    assert found["accuracy"]["n"] == 6
     tokenizer = load_tokenizer(models["R"])
     sides = [[len(tokenizer(p[side]).input_ids) for side in ("chosen", "rejected")] for p in PAIRS]
+    assert any(chosen == rejected for chosen, rejected in sides)
     expected = np.mean([(np.sign(chosen - rejected) + 1) / 2 for chosen, rejected in sides])
     assert found["length_baseline"]["value"] == pytest.approx(expected)
     assert found["pairs_chosen_shorter"] == sum(chosen < rejected for chosen, rejected in sides)
     assert report["models"][0]["implicit_accuracy"] is None
-    assert report["models"][1]["implicit_accuracy"]["value"] in {0.0, 0.25, 0.5, 0.75, 1.0}
+    a, b = (pair_logprobs(models[name]) for name in "AB")
+    gains = (b - a) @ [1, -1]
+    assert (gains > 0).mean() != (b @ [1, -1] > 0).mean()  # the reference matters to these pairs
+    assert report["models"][1]["implicit_accuracy"]["value"] == pytest.approx((gains > 0).mean())
     reward = report["scorers"][-1]  # the reward model scores the samples too
     assert set(report["models"][0]["scores"]) == {"letters", reward}
     assert any("another template" in note for note in report["notes"])

@@ -42,7 +42,6 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
     """
     scorers = list(recipe.scorers)
     if recipe.reward_model is not None:
-        check_reward_model(recipe.reward_model)
         if recipe.reward_model not in [s.model for s in scorers]:
             section = ScorerSection(model=recipe.reward_model)
             taken = {s.label for s in scorers} | {j.label for j in recipe.pair_judges}

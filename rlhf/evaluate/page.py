@@ -53,7 +53,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; }
 details pre { background: var(--card); border: 1px solid var(--grid); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto;
   font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-@media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #111; --soft: #555; --grid: #ddd; }
+@media print { :root { color-scheme: light; --paper: #fff; --card: #fff; --ink: #111; --soft: #555; --grid: #ddd;
+  --warn-paper: #fff6e5; --warn: #9a5b00; --good: #1d7f5f; --bad: #b93a57; --accent: #2f6fb7; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2, h3 { break-after: avoid; }
   .figures { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; } th, td { padding: .25rem .4rem; font-size: 8.5pt;
   white-space: normal; } }

@@ -94,8 +94,7 @@ def check_reward_model(name_or_path: str) -> None:
     """Raises RecipeError, before anything is sampled, for a folder that the reward stage did not write."""
     if not is_reward_model(name_or_path):
         raise RecipeError(
-            f"reward_model: {name_or_path} is not a reward model: it has no head.safetensors "
-            "(train one with method: reward)"
+            f"{name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
         )
 
 

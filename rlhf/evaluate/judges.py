@@ -41,11 +41,10 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
     follow, it is being exploited (Gao et al. 2023, https://arxiv.org/abs/2210.10760).
     """
     scorers = list(recipe.scorers)
-    if recipe.reward_model is not None:
-        if recipe.reward_model not in [s.model for s in scorers]:
-            section = ScorerSection(model=recipe.reward_model)
-            taken = {s.label for s in scorers} | {j.label for j in recipe.pair_judges}
-            scorers.append(section.model_copy(update={"name": "reward model"}) if section.label in taken else section)
+    if recipe.reward_model is not None and recipe.reward_model not in [s.model for s in scorers]:
+        section = ScorerSection(model=recipe.reward_model)
+        taken = {s.label for s in scorers} | {j.label for j in recipe.pair_judges}
+        scorers.append(section.model_copy(update={"name": "reward model"}) if section.label in taken else section)
     for section in scorers:
         if section.model is not None:
             check_reward_model(section.model)

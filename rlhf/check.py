@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from . import embedded
 from .recipe.loader import Loaded
+from .recipe.schema import PairJudgeSection
 from .recipe.sections import ScorerSection, SourceSection
 from .recipe.yaml_lines import KeyPath, dotted
 
@@ -48,7 +49,7 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
             value = getattr(section, key)
             if isinstance(value, str) and (key, value) != ("reference", "initial"):
                 _look(loaded, (*path, key), _model_path(key, value, made), findings)
-        if isinstance(section, ScorerSection) and section.callable is not None:
+        if isinstance(section, ScorerSection | PairJudgeSection) and section.callable is not None:
             reason = _callable(section.callable)
             _look(loaded, (*path, "callable"), (reason, None), findings)
     return findings

@@ -8,17 +8,15 @@ Pointwise scorers need none of this; their scores are compared (`measures.outcom
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RecipeError, RlhfError
+from ..errors import RlhfError
+from ..generation.scorers import import_callable
 from ..recipe.schema import PairJudgeSection
 
 
@@ -32,9 +30,7 @@ class PairJudge(Protocol):
 class Verdicts:
     """One entry a pair, [P]."""
 
-    wins: NDArray[
-        np.float64
-    ]  # 1 where `own` is better in both orders, 0 in neither, one half where the orders disagree
+    wins: NDArray[np.float64]  # 1: `own` is better in both orders; 0: in neither; one half: the orders disagree
     flipped: NDArray[np.float64]  # 1 where the answer (better, tie, worse) depends on the order
     first: NDArray[np.float64]  # how often the first place won, over both orders; one half for a judge without bias
 
@@ -53,13 +49,7 @@ def both_orders(judge: PairJudge, prompts: Sequence[str], own: Sequence[str], ot
 
 def load_pair_judge(section: PairJudgeSection) -> PairJudge:
     """The function that a recipe names. Raises RecipeError where it cannot be imported."""
-    module_name, function_name = section.callable.split(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's own judge lies beside the recipes
-    try:
-        judge: PairJudge = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"pair_judges: cannot import {section.callable}: {error}") from error
+    judge: PairJudge = import_callable(section.callable)
     return judge
 
 

@@ -1,8 +1,10 @@
-"""`rlhf chat MODEL`: talk to a model in the terminal, through the template it was trained with."""
+"""`rlhf chat MODEL`: talk to a model in the terminal, through the template it was trained with.
+
+A model from elsewhere is addressed through its tokenizer's chat template where it has one.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from ..data.template import Renderer
 from ..embedded import resolve
 from ..models.load import load_policy, load_tokenizer
+from ..models.save import saved_template
 from ..recipe.sections import ModelSection, SamplingSection, TemplateSection
 from .engine import TransformersEngine
 
@@ -22,7 +25,7 @@ def chat(name_or_path: str, console: Console) -> None:
     path = Path(resolve(name_or_path))
     model = str(path / "final" if (path / "final").is_dir() else path)
     tokenizer = load_tokenizer(model)
-    template = template_of(model, has_chat_template=bool(getattr(tokenizer, "chat_template", None)))
+    template = saved_template(Path(model)) or TemplateSection(kind="chat" if tokenizer.chat_template else "plain")
     engine = TransformersEngine(load_policy(ModelSection(name_or_path=model)), tokenizer)
     renderer = Renderer(tokenizer, template)
     console.print(f"{name_or_path} ({template.kind} template); /new starts over, /quit ends", markup=False)
@@ -38,14 +41,6 @@ def chat(name_or_path: str, console: Console) -> None:
         console.print(answer.text.strip() if template.kind == "chat" else answer.text, markup=False, highlight=False)
         if template.kind == "chat":
             history = [*prompt, {"role": "assistant", "content": answer.text}]
-
-
-def template_of(folder: str, *, has_chat_template: bool) -> TemplateSection:
-    """The template a model was trained with by its lineage; else the tokenizer's chat template where it has one."""
-    lineage = Path(folder) / "lineage.json"
-    if lineage.is_file():
-        return TemplateSection.model_validate(json.loads(lineage.read_text(encoding="utf-8"))["template"])
-    return TemplateSection(kind="chat" if has_chat_template else "plain")
 
 
 def _ask(console: Console) -> str | None:

@@ -8,14 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data.segments import Segment, collate
+from ..data.template import Renderer
+from ..embedded import resolve
 from ..errors import RecipeError, RlhfError
 from ..models.load import is_reward_model, load_scalar_model, load_tokenizer
-from ..recipe.sections import ModelSection, ScorerSection
+from ..models.save import saved_template
+from ..recipe.sections import ModelSection, ScorerSection, TemplateSection
 from .engine import Completion
 
 BATCH = 32  # completions a forward pass of a reward model
@@ -64,7 +68,8 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
     return total, parts
 
 
-def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
+def import_callable(path: str) -> Callable[..., Any]:
+    """The function that `module:function` names, looked for beside the working folder too. Raises RecipeError."""
     module_name, function_name = path.split(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own reward lies beside the recipes
@@ -72,6 +77,13 @@ def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"callable: cannot import {path}: {error}") from error
+    if not callable(function):
+        raise RecipeError(f"callable: {path} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
+    function = import_callable(path)
 
     def score(samples: Sequence[Sample]) -> list[float]:
         scores = [float(s) for s in function([s.prompt for s in samples], [s.completion.text for s in samples])]
@@ -91,27 +103,22 @@ def _reward_model(
         raise RecipeError(
             f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
         )
-    model = (
-        load_scalar_model(ModelSection(name_or_path=name_or_path), bf16=bf16, device=device)
-        .eval()
-        .requires_grad_(False)
-    )
+    model = load_scalar_model(ModelSection(name_or_path=name_or_path), bf16=bf16, device=device)
+    model.eval().requires_grad_(False)
     own = load_tokenizer(name_or_path)
     same_tokens = own.get_vocab() == tokenizer.get_vocab()
+    renderer = Renderer(own, saved_template(Path(resolve(name_or_path))) or TemplateSection())
 
-    def ids(sample: Sample) -> Segment:
+    def segment(sample: Sample) -> Segment:
         if same_tokens:
             return Segment(sample.prompt_ids, [sample.completion.ids])
-        end = [own.eos_token_id] if sample.completion.ended else []
-        return Segment(
-            own(sample.prompt).input_ids, [own(sample.completion.text, add_special_tokens=False).input_ids + end]
-        )
+        return renderer.segment({"prompt": sample.prompt, "completion": sample.completion.text})
 
     @torch.no_grad()
     def score(samples: Sequence[Sample]) -> list[float]:
         scores: list[float] = []
         for i in range(0, len(samples), BATCH):
-            scores += model(collate([ids(s) for s in samples[i : i + BATCH]]).to(device)).tolist()
+            scores += model(collate([segment(s) for s in samples[i : i + BATCH]]).to(device)).tolist()
         return scores
 
     return score

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
+from ..recipe.sections import TemplateSection
 
 if TYPE_CHECKING:
     from .batching import SegmentModule
@@ -54,6 +55,14 @@ def load_head(model: ScalarModel, folder: Path) -> None:
             f"{path}: a head of width {state['weight'].shape[1]} on a body of {model.head.in_features}"
         )
     model.head.load_state_dict(state)
+
+
+def saved_template(folder: Path) -> TemplateSection | None:
+    """The template that a `final/` was trained with; None for a model from elsewhere."""
+    lineage = folder / "lineage.json"
+    if not lineage.is_file():
+        return None
+    return TemplateSection.model_validate(json.loads(lineage.read_text(encoding="utf-8"))["template"])
 
 
 def _save_transformer(module: SegmentModule, folder: Path, dtype: torch.dtype) -> None:

@@ -44,5 +44,5 @@ def test_answers_that_cannot_be_used_are_refused(answer: list[float]) -> None:
 def test_a_judge_that_is_not_there_is_a_recipe_error() -> None:
     assert load_pair_judge(PairJudgeSection(callable="tests.evaluate.scorers:more_letters")) is more_letters
     for path in ("tests.evaluate.scorers:no_such", "tests.no_such_module:judge"):
-        with pytest.raises(RecipeError, match="pair_judges: cannot import"):
+        with pytest.raises(RecipeError, match="callable: cannot import"):
             load_pair_judge(PairJudgeSection(callable=path))

@@ -52,6 +52,7 @@ def test_loss_and_gradients(name: str, count: int, loss_on: str, recipe_of: Reci
     recipe = recipe_of("sft", model_folder(name), sft={"loss_on": loss_on})
     segments = rendered(recipe, DEMONSTRATIONS)[:count]
     stage = Sft(recipe, setup(recipe, segments))
+    assert stage.module.segments
     batch = collate(segments, score_prompt=loss_on == "all")
     theirs = AutoModelForCausalLM.from_pretrained(model_folder(name)).eval()
     inputs = labelled(segments, load_tokenizer(model_folder(name)).pad_token_id, loss_on)

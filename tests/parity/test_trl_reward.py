@@ -71,6 +71,7 @@ def test_scores_loss_and_gradients(
     stage = stage_like(trainer, recipe, segments)
     batch = collate(segments)
     inputs, scores = forward(trainer)
+    assert stage.module.segments
     assert worst(stage.module(batch), scores) <= 1e-5
     count = torch.tensor(stage.count(batch))
     assert count == len(rows)

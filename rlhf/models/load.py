@@ -7,6 +7,7 @@ reference terms of DPO compare log-probabilities, and noise in them is bias. `lo
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from .save import load_head
 from .scalar import ScalarModel
 
 transformers_logging.disable_progress_bar()
+# peft imports bitsandbytes wherever it is installed, which then warns of an optional kernel that nobody asked for
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

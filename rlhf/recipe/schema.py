@@ -259,7 +259,7 @@ class EvalRecipe(Recipe):
 
     @model_validator(mode="after")
     def _names_differ(self) -> EvalRecipe:
-        judges = [judge.label for judge in (*self.scorers, *self.pair_judges)]
+        judges = [judge.label for judge in [*self.scorers, *self.pair_judges]]  # type: ignore[attr-defined]
         for key, names in (("models", [model.name for model in self.models]), ("scorers and pair_judges", judges)):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"{key}: names must differ, got {', '.join(twice)} twice; set name:")

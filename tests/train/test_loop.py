@@ -73,7 +73,9 @@ def test_two_processes_are_one_run(method: str, recipe_of: Recipes, model_folder
     assert result.returncode == 0, result.stderr[-3000:]
     lineage = json.loads((Path(both.output_dir) / "final/lineage.json").read_text())
     assert lineage["processes"] == 2
-    if method == "ppo":  # each rank samples with a seed of its own, so the runs differ; but both must have learnt as one
+    if (
+        method == "ppo"
+    ):  # each rank samples with a seed of its own, so the runs differ; but both must have learnt as one
         lines = metrics_of(both)
         assert [line["step"] for line in lines] == [1, 2, 3]
         assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-5)
@@ -107,7 +109,9 @@ def test_weight_decay_spares_vectors() -> None:
     assert decay == {id(module.weight): 0.1, id(module.bias): 0.0}
 
 
-@pytest.mark.parametrize(("name", "message"), [("not_a_number", "returned nan"), ("one_too_few", "returned 7 scores for 8")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("not_a_number", "returned nan"), ("one_too_few", "returned 7 scores for 8")]
+)
 def test_a_reward_that_misbehaves_is_named(name: str, message: str, recipe_of: Recipes, model_folder: Folders) -> None:
     ppo = {"rewards": [{"callable": f"tests.train.rewards:{name}"}]}
     with pytest.raises(RlhfError, match=f"tests.train.rewards:{name} {message}"):

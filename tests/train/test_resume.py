@@ -32,7 +32,9 @@ LORA = {"r": 4, "lora_dropout": 0.2}  # dropout, so that the generators' state m
 
 def state_of(folder: Path) -> dict[str, Any]:
     """Everything in a checkpoint, as values."""
-    tensors = {f"{p.stem}/{k}": v.clone() for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()}
+    tensors = {
+        f"{p.stem}/{k}": v.clone() for p in sorted(folder.glob("*.safetensors")) for k, v in load_file(p).items()
+    }
     return tensors | {"state": json.loads((folder / "state.json").read_text())}
 
 
@@ -120,7 +122,9 @@ def test_nothing_whole_is_an_error_not_a_fresh_start(recipe_of: Recipes, model_f
     assert [line["step"] for line in metrics_of(recipe)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_changed_data_recipe_or_base_is_refused(recipe_of: Recipes, model_folder: Folders, rows: dict[str, str]) -> None:
+def test_changed_data_recipe_or_base_is_refused(
+    recipe_of: Recipes, model_folder: Folders, rows: dict[str, str]
+) -> None:
     recipe = trained(recipe_of, model_folder)
     with pytest.raises(CheckpointError, match="recipe changed since this checkpoint"):
         train(recipe_of("sft", model_folder("llama"), lora=LORA, checkpoint=SAVING, training={"learning_rate": 1e-4}))

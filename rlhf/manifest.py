@@ -1,7 +1,7 @@
 """Folders that are either whole or not there: written aside, fsynced, sealed with a manifest, renamed.
 
-`kill -9` at any point leaves the previous folder or the new one. A flipped bit or a missing file is found on reading,
-by size and SHA-256.
+`kill -9` at any point leaves the old folder, the new one or, for a moment while one takes the other's place, neither under
+that name; never a half. A flipped bit or a missing file is found on reading, by size and SHA-256.
 """
 
 from __future__ import annotations

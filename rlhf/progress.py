@@ -15,7 +15,7 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int, console: Console, *, done: int = 0, enabled: bool = True) -> None:
         self._title, self._total, self._done, self._console = title, total, done, console
-        self._tokens, self._began, self._said = 0, time.monotonic(), 0.0
+        self._start, self._tokens, self._began, self._said = done, 0, time.monotonic(), 0.0
         self._lines = enabled and not console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -50,4 +50,6 @@ class ProgressBar:
         now = time.monotonic()
         if self._lines and (now - self._said > QUIET_SECONDS or done == self._total):
             self._said = now
-            self._console.print(f"{self._title} {done}/{self._total}  {headline}", highlight=False, soft_wrap=True)
+            left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
+            line = f"{self._title} {done}/{self._total}  eta {int(left) // 60}:{int(left) % 60:02d}  {headline}"
+            self._console.print(line, highlight=False, soft_wrap=True)

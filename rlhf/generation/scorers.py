@@ -103,7 +103,8 @@ def _reward_model(
         raise RecipeError(
             f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
         )
-    model = load_scalar_model(ModelSection(name_or_path=name_or_path), bf16=bf16, device=device)
+    section = ModelSection(name_or_path=name_or_path, dtype="bfloat16" if bf16 else "float32")
+    model = load_scalar_model(section, bf16=bf16, device=device)
     model.eval().requires_grad_(False)
     own = load_tokenizer(name_or_path)
     same_tokens = own.get_vocab() == tokenizer.get_vocab()

@@ -63,7 +63,9 @@ class MetricsLog:
         self._accelerator.log(dict(metrics), step=step)
 
     def _keep_until(self, step: int) -> None:
-        """A resumed run forgets the lines that the lost steps wrote."""
+        """A resumed run forgets the lines that the lost steps wrote; a fresh one, all that an earlier run wrote."""
+        if step == 0:
+            self.path.unlink(missing_ok=True)
         if not self.path.exists():
             return
         kept = []

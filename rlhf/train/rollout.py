@@ -54,7 +54,7 @@ def sample_scores(
     """The total score of every completion in order, [M], and the mean of each scorer."""
     samples = [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
     total, parts = total_scores(scorers, samples)
-    return torch.tensor(total), {name: sum(values) / len(values) for name, values in parts.items()}
+    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
 
 
 @torch.no_grad()

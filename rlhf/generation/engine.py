@@ -133,7 +133,7 @@ class TransformersEngine:
         """Which rows have just reached a stop token or completed a stop string."""
         done = [row[-1] in self.stop_ids for row in rows]
         if stop:
-            tails = self.tokenizer.batch_decode([row[-STOP_WINDOW:] for row in rows])
+            tails = self.tokenizer.batch_decode([row[-STOP_WINDOW:] for row in rows], skip_special_tokens=True)
             done = [d or any(s in tail for s in stop) for d, tail in zip(done, tails, strict=True)]
         return done
 

@@ -68,6 +68,11 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
     return total, parts
 
 
+def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model reads the ids that this tokenizer writes."""
+    return load_tokenizer(name_or_path).get_vocab() == tokenizer.get_vocab()  # type: ignore[no-any-return]
+
+
 def import_callable(path: str) -> Callable[..., Any]:
     """The function that `module:function` names, looked for beside the working folder too. Raises RecipeError."""
     module_name, function_name = path.split(":")
@@ -107,13 +112,17 @@ def _reward_model(
     model = load_scalar_model(section, bf16=bf16, device=device)
     model.eval().requires_grad_(False)
     own = load_tokenizer(name_or_path)
-    same_tokens = own.get_vocab() == tokenizer.get_vocab()
+    same = same_tokens(name_or_path, tokenizer)
     renderer = Renderer(own, saved_template(Path(resolve(name_or_path))) or TemplateSection())
 
     def segment(sample: Sample) -> Segment:
-        if same_tokens:
-            return Segment(sample.prompt_ids, [sample.completion.ids])
-        return renderer.segment({"prompt": sample.prompt, "completion": sample.completion.text})
+        completion = sample.completion
+        if same and tokenizer.decode(completion.ids, skip_special_tokens=True) == completion.text:
+            return Segment(sample.prompt_ids, [completion.ids])
+        # another tokenizer, or cut at a stop string: the text, and EOS where it ended or nothing is left of it
+        prompt = sample.prompt_ids if same else renderer.prompt_ids(sample.prompt)
+        text = own(completion.text, add_special_tokens=False).input_ids
+        return Segment(prompt, [[*text, own.eos_token_id] if completion.ended or not text else text])
 
     @torch.no_grad()
     def score(samples: Sequence[Sample]) -> list[float]:

@@ -154,8 +154,9 @@ def disable_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):  # handed to a functional dropout, or to attention
+                setattr(module, name, 0.0)
 
 
 def _pad_token_id(network: PreTrainedModel) -> int:

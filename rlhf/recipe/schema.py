@@ -145,6 +145,16 @@ class PpoRecipe(TrainRecipe):
     ppo: PpoSection
 
     @model_validator(mode="after")
+    def _no_setting_that_does_nothing(self) -> PpoRecipe:
+        if self.training.gradient_accumulation_steps != 1 or self.training.max_tokens_per_batch is not None:
+            raise ValueError(
+                "training.gradient_accumulation_steps and training.max_tokens_per_batch do nothing in PPO: a minibatch is "
+                "ppo.rollout_batch_size x ppo.sampling.n / ppo.num_mini_batches samples, run "
+                "training.per_device_train_batch_size at a time"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_noise_in_the_ratios(self) -> PpoRecipe:
         if self.lora is not None and self.lora.lora_dropout:
             raise ValueError("lora.lora_dropout must be 0 in PPO: dropout is noise in the probability ratios")

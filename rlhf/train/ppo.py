@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from ..data.segments import SegmentBatch
 from ..errors import RecipeError
 from ..generation.engine import Completion, TransformersEngine
-from ..generation.scorers import load_scorers
+from ..generation.scorers import load_scorers, same_tokens
 from ..losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
 from ..models.policy import Policy, Reference
 from ..models.scalar import ScalarModel
-from ..recipe.schema import PpoRecipe
+from ..recipe.schema import PpoRecipe, PpoSection
 from .loop import Microbatch
 from .rollout import Experience, Prompt, experience, sample_scores
 from .setup import Setup
@@ -54,8 +54,7 @@ class Ppo:
         self.accelerator = setup.accelerator
         self.policy = setup.policy()
         self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
-        reward_models = [s.model for s in recipe.ppo.rewards if s.model is not None]
-        self.value_model = setup.scalar_model(recipe.ppo.value_model or next(iter(reward_models), None))
+        self.value_model = setup.scalar_model(_value_source(recipe.ppo, setup))
         self.module = ActorCritic(self.policy, self.value_model)
         self.engine = TransformersEngine(self.policy, setup.tokenizer)
         self.scorers = load_scorers(
@@ -197,6 +196,16 @@ class Ppo:
 
 def prompts_ids(prompts: Sequence[Prompt]) -> list[Sequence[int]]:
     return [prompt.ids for prompt in prompts]
+
+
+def _value_source(section: PpoSection, setup: Setup) -> str | None:
+    """Where the value model starts: as told, else as the first reward model that reads the policy's tokens, else its base."""
+    if section.value_model is not None:
+        if not same_tokens(section.value_model, setup.tokenizer):
+            raise RecipeError(f"ppo.value_model: {section.value_model} has another tokenizer than the policy")
+        return section.value_model
+    models = [s.model for s in section.rewards if s.model is not None and same_tokens(s.model, setup.tokenizer)]
+    return next(iter(models), None)
 
 
 def _controller(recipe: PpoRecipe) -> KlController:

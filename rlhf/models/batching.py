@@ -79,7 +79,7 @@ class SegmentModule(nn.Module, ABC):
             self.segments = False
             theirs = self.probe(batch).float()
         except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
-            return str(error).splitlines()[0]
+            return (str(error).splitlines() or [type(error).__name__])[0]
         finally:
             self.segments = True
             self.train(training)

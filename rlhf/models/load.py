@@ -102,7 +102,13 @@ def _pretrained(
     finally:
         transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = True
-    return network if "device_map" in options else network.to(device)  # type: ignore[arg-type]
+    if "device_map" not in options:
+        return network.to(device)  # type: ignore[arg-type,no-any-return]
+    for layer in network.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # in eval mode bitsandbytes would repack a CPU weight for good, in another precision and without a gradient
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return network
 
 
 def _bitsandbytes_config(section: QuantizationSection) -> Any:

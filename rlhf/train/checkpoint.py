@@ -15,6 +15,7 @@ import json
 import logging
 import random
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,12 +161,21 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> tup
     scalars: dict[str, Any] = {}
     names = _names(optimizer, module)
     for index, entries in optimizer.state_dict()["state"].items():
-        for key, value in entries.items():
+        for key, value in _flat(entries, names[index]):
             if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{key}"] = value.detach().cpu().clone()
+                tensors[key] = value.detach().cpu().clone()
             else:
-                scalars[f"{names[index]}/{key}"] = value
+                scalars[key] = value
     return tensors, scalars
+
+
+def _flat(entries: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Leaves by path, `name/key` or `name/key/key`: 8-bit optimizers keep their quantisation in a dict of its own."""
+    for key, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}/{key}")
+        else:
+            yield f"{prefix}/{key}", value
 
 
 def _load_optimizer(
@@ -173,9 +183,12 @@ def _load_optimizer(
 ) -> None:
     numbers = {name: i for i, name in enumerate(_names(optimizer, module))}
     state: dict[int, dict[str, Any]] = {}
-    for full, value in (tensors | scalars).items():
-        name, key = full.rsplit("/", 1)
-        state.setdefault(numbers[name], {})[key] = value
+    for path, value in (tensors | scalars).items():
+        name, *outer, key = path.split("/")
+        entries = state.setdefault(numbers[name], {})
+        for step in outer:
+            entries = entries.setdefault(step, {})
+        entries[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -159,7 +159,7 @@ def test_sigkill_while_saving(recipe_of: Recipes, model_folder: Folders, tmp_pat
     path = tmp_path / "killed.yaml"
     path.write_text(dump(killed))
     command = [sys.executable, "-m", "rlhf", "train", str(path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # the sum's order depends on it
     folder = Path(killed.output_dir) / "checkpoints"
     for goal in (5, 20, 40):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

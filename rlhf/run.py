@@ -169,18 +169,21 @@ def is_finished(recipe: AnyRecipe) -> bool:
 
 
 def _set_stale_checkpoints_aside(recipe: AnyRecipe, console: Console) -> None:
-    """A stage whose inputs were made anew must not go on from checkpoints that started from the old ones."""
+    """A stage whose recipe or inputs changed must not go on from checkpoints that belong to the old ones."""
+    from .recipe.loader import digest
     from .status import inputs, read_status
 
     status = read_status(recipe.output_dir)
     checkpoints = Path(recipe.output_dir) / "checkpoints"
-    if status is None or status.get("inputs") == inputs(recipe) or not checkpoints.is_dir():
+    if status is None or not checkpoints.is_dir():
+        return
+    if status.get("inputs") == inputs(recipe) and status.get("recipe_sha256") == digest(recipe):
         return
     aside = checkpoints.with_name("checkpoints.old")
     if aside.exists():
         shutil.rmtree(aside)
     checkpoints.rename(aside)
-    console.print(f"  its inputs were made anew: starts afresh, old checkpoints are in {aside}", markup=False)
+    console.print(f"  its recipe or inputs changed: starts afresh, old checkpoints are in {aside}", markup=False)
 
 
 def _run_stage(stage: Stage) -> int:

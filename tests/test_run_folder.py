@@ -113,7 +113,8 @@ def test_a_changed_recipe_runs_again_and_with_it_what_reads_from_it(folder: Fold
     edit("2_sft.yaml", "seed: 1\n")
     assert folder.run() == ["2_sft", "10_dpo"]
     assert Path("out/dpo/checkpoints.old/step").exists()  # its inputs are new: it starts afresh
-    assert not Path("out/sft/checkpoints.old").exists()  # its inputs are not
+    assert Path("out/sft/checkpoints.old/step").exists()  # its recipe is
+    assert not Path("out/reward/checkpoints.old").exists()
     assert folder.run() == []
 
 

@@ -11,7 +11,6 @@ by comparing the two on a small batch.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,28 +25,35 @@ from ..data.segments import Span
 NAME = "rlhf_segments"
 
 
-@lru_cache(maxsize=4096)
-def _branch_mask(prompt: int, completions: tuple[int, ...], window: int | None, device: torch.device) -> Tensor:
-    """Who may look at whom inside one segment, [L, L] bool (True = may). Distances are in positions, not in the row."""
-    branch = torch.zeros(prompt, dtype=torch.long)
-    position = torch.arange(prompt)
-    for i, length in enumerate(completions, start=1):
-        branch = torch.cat([branch, torch.full((length,), i)])
-        position = torch.cat([position, torch.arange(prompt, prompt + length)])
+class Layout:
+    """Where the segments of one forward pass lie, and their masks: made once, shared by all layers, gone with the pass."""
+
+    def __init__(self, spans: tuple[Span, ...]) -> None:
+        self.spans = spans
+        self.lengths = [span.length for span in spans]
+        self._masks: dict[tuple[Span, int | None], Tensor] = {}
+
+    def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
+        """Who may look at whom inside a segment, [L, L] bool (True = may); None where plain causal attention is meant."""
+        if window is not None and window >= span.prompt + max(span.completions):
+            window = None
+        if len(span.completions) == 1 and window is None:
+            return None
+        if (span, window) not in self._masks:
+            self._masks[span, window] = _branch_mask(span, window, device)
+        return self._masks[span, window]
+
+
+def _branch_mask(span: Span, window: int | None, device: torch.device) -> Tensor:
+    """Distances are in positions, not in the row: a branch goes on where its prompt stopped."""
+    lengths = torch.tensor([span.prompt, *span.completions], device=device)
+    branch = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    index = torch.arange(span.length, device=device)
+    starts = lengths.cumsum(0) - lengths
+    position = index - starts[branch] + span.prompt * (branch > 0)
     distance = position[:, None] - position[None, :]
     visible = (distance >= 0) & ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0))
-    if window is not None:
-        visible &= distance < window
-    return visible.to(device)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, span: Span, window: int | None, **options: Any) -> Tensor:
-    if window is not None and window >= span.prompt + max(span.completions):
-        window = None
-    if len(span.completions) == 1 and window is None:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
-    mask = _branch_mask(span.prompt, span.completions, window, query.device)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+    return visible if window is None else visible & (distance < window)
 
 
 def segment_attention(
@@ -58,7 +64,7 @@ def segment_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: tuple[Span, ...] | None = None,
+    segments: Layout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -69,9 +75,13 @@ def segment_attention(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    lengths = [span.length for span in segments]
-    pieces = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), segments, strict=True)
-    out = [_attend(q, k, v, span, sliding_window, dropout_p=dropout, scale=scaling) for q, k, v, span in pieces]
+    out = []
+    pieces = (x.split(segments.lengths, 2) for x in (query, key, value))
+    for span, q, k, v in zip(segments.spans, *pieces, strict=True):
+        mask = segments.mask(span, sliding_window, query.device)
+        out.append(
+            scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling)
+        )
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -101,6 +111,6 @@ def segment_inputs(input_ids: Tensor, position_ids: Tensor, spans: tuple[Span, .
         "input_ids": input_ids[None],
         "position_ids": position_ids[None],
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
-        "segments": spans,
+        "segments": Layout(spans),
         "use_cache": False,
     }

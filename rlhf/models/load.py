@@ -129,10 +129,23 @@ def _trainable(
 ) -> nn.Module:
     """The network with its adapters, which alone train; the network itself without `lora`."""
     disable_dropout(network)
-    if gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if lora is None:
-        return network
+    with warnings.catch_warnings():
+        # renamed in transformers 5.23; peft asks for the old name too
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
+        if gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora is None:
+            return network
+        adapted = _with_adapters(network, lora, task)
+    for layer in adapted.modules():
+        if hasattr(layer, "cast_input_dtype_enabled"):  # autocast would only cast back: two copies of every activation
+            layer.cast_input_dtype_enabled = not bf16  # type: ignore[assignment]
+    return adapted
+
+
+def _with_adapters(network: PreTrainedModel, lora: LoraSection, task: str) -> nn.Module:
+    """Adapters in float32, whatever the base's precision."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -142,17 +155,10 @@ def _trainable(
         target_modules=lora.target_modules,
         task_type=task,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # asked for by peft
-        try:
-            adapted = get_peft_model(network, config)  # adapters in float32 whatever the base's precision
-        except ValueError as error:
-            raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
-    for layer in adapted.modules():
-        if hasattr(layer, "cast_input_dtype_enabled"):  # autocast would only cast back: two copies of every activation
-            layer.cast_input_dtype_enabled = not bf16  # type: ignore[assignment]
-    return adapted
+    try:
+        return get_peft_model(network, config)
+    except ValueError as error:
+        raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
 
 
 def disable_dropout(network: nn.Module) -> None:

@@ -203,10 +203,11 @@ def _reported(debug: bool) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
     except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # the reader of our output has gone, as with `| head`; rich turns that into a SystemExit
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         failure = explain(error)
         if debug:
             traceback.print_exc()

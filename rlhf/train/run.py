@@ -64,7 +64,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     checkpoints = Checkpoints(
         folder / "checkpoints", _identity(recipe, rows.digest), recipe.checkpoint.save_total_limit
     )
-    accelerator.init_trackers(project_name="rlhf", config={}, init_kwargs={})
+    accelerator.init_trackers("rlhf")
     metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     if accelerator.is_main_process:
         with atomic_folder(folder / "final") as final:

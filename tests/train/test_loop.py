@@ -84,6 +84,17 @@ def test_two_processes_are_one_run(method: str, recipe_of: Recipes, model_folder
         assert_close(alone, both)
 
 
+def test_tensorboard_gets_the_numbers_of_metrics_jsonl(recipe_of: Recipes, model_folder: Folders) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = recipe_of("sft", model_folder("llama"), logging={"report_to": ["tensorboard"]})
+    train(recipe)
+    (file,) = Path(recipe.output_dir).rglob("events.out.tfevents.*")
+    reader = events.EventAccumulator(str(file))
+    reader.Reload()
+    written = [(event.step, event.value) for event in reader.Scalars("loss")]
+    assert written == [(line["step"], pytest.approx(line["loss"], rel=1e-6)) for line in metrics_of(recipe)]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(recipe_of: Recipes, model_folder: Folders) -> None:
     recipe = recipe_of("sft", model_folder("llama"), training={"learning_rate": 1e30, "max_grad_norm": None})
     with pytest.raises(RlhfError, match=r"step \d: .*not finite; nothing was updated"):

@@ -23,7 +23,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder to write into; when the block ends it is sealed and takes the place of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for leftover in target.parent.glob(f"{TEMPORARY}{target.name}-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary

@@ -49,3 +49,8 @@ def test_every_key_and_default_is_documented() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_recipe_that_we_ship_is_valid(path: Path) -> None:
     assert load(str(path)).output_dir.startswith("outputs/")
+
+
+def test_the_readmes_recipe_is_the_file_it_points_at() -> None:
+    shown = (ROOT / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    assert shown in (ROOT / "recipes/quickstart/5_dpo.yaml").read_text()

@@ -63,7 +63,12 @@ def load_scorers(
 
 def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float]]]:
     """The weighted sum of all scorers, one a sample, and each scorer's own scores."""
-    parts = {scorer.name: scorer.score(samples) for scorer in scorers}
+    parts = {scorer.name: scorer.score(samples) if samples else [] for scorer in scorers}
+    for name, scores in parts.items():
+        if len(scores) != len(samples):
+            raise RlhfError(f"{name} returned {len(scores)} scores for {len(samples)} completions")
+        if bad := [i for i, score in enumerate(scores) if not math.isfinite(score)]:
+            raise RlhfError(f"{name} returned {scores[bad[0]]} for the completion {samples[bad[0]].completion.text!r}")
     total = [sum(s.weight * parts[s.name][i] for s in scorers) for i in range(len(samples))]
     return total, parts
 
@@ -91,12 +96,12 @@ def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
     function = import_callable(path)
 
     def score(samples: Sequence[Sample]) -> list[float]:
-        scores = [float(s) for s in function([s.prompt for s in samples], [s.completion.text for s in samples])]
-        if len(scores) != len(samples):
-            raise RlhfError(f"{path} returned {len(scores)} scores for {len(samples)} completions")
-        if bad := [i for i, s in enumerate(scores) if not math.isfinite(s)]:
-            raise RlhfError(f"{path} returned {scores[bad[0]]} for the completion {samples[bad[0]].completion.text!r}")
-        return scores
+        prompts, completions = [s.prompt for s in samples], [s.completion.text for s in samples]
+        try:
+            return [float(score) for score in function(prompts, completions)]
+        except Exception as error:  # a user's own code: whatever it raises is theirs to read
+            reason = f"{type(error).__name__}: {error}"
+            raise RlhfError(f"{path} failed on {len(samples)} completions: {reason}") from error
 
     return score
 

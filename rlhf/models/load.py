@@ -156,9 +156,12 @@ def _with_adapters(network: PreTrainedModel, lora: LoraSection, task: str) -> nn
         task_type=task,
     )
     try:
-        return get_peft_model(network, config)
+        adapted = get_peft_model(network, config)
     except ValueError as error:
         raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
+    if hasattr(network.get_output_embeddings(), "base_layer"):
+        raise RecipeError("lora.target_modules: adapters on the output head are not supported; name other layers")
+    return adapted
 
 
 def disable_dropout(network: nn.Module) -> None:

@@ -67,9 +67,7 @@ def saved_template(folder: Path) -> TemplateSection | None:
 
 def _save_transformer(module: SegmentModule, folder: Path, dtype: torch.dtype) -> None:
     network = module.transformer
-    state = {
-        name: value.to(dtype) if value.is_floating_point() else value for name, value in merged_state(network).items()
-    }
+    state = merged_state(network, dtype)
     quantizer, quantization = (
         getattr(network, "hf_quantizer", None),
         getattr(network.config, "quantization_config", None),
@@ -88,8 +86,11 @@ def _save_transformer(module: SegmentModule, folder: Path, dtype: torch.dtype) -
 
 
 @torch.no_grad()
-def merged_state(network: PreTrainedModel) -> dict[str, Tensor]:
-    """The network's weights under their own names, adapters added in: W + scaling * B A, in float32."""
+def merged_state(network: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The network's weights under their own names, adapters added in: W + scaling * B A, in float32.
+
+    Each goes to the CPU in `dtype` at once, so the device never holds more than one merged matrix.
+    """
     state: dict[str, Tensor] = {}
     layers = {name: m for name, m in network.named_modules() if hasattr(m, "base_layer")}
     for name, layer in layers.items():
@@ -97,17 +98,25 @@ def merged_state(network: PreTrainedModel) -> dict[str, Tensor]:
         weight = _dense(base.weight).float()
         for adapter in layer.active_adapters:  # type: ignore[union-attr]
             weight = weight + layer.get_delta_weight(adapter).float()  # type: ignore[operator]
-        state[f"{name}.weight"] = weight
+        state[f"{name}.weight"] = weight.to("cpu", dtype)
         if base.bias is not None:
-            state[f"{name}.bias"] = base.bias.detach()
+            state[f"{name}.bias"] = base.bias.detach().to("cpu", dtype)
     inside = tuple(f"{name}." for name in layers)
-    for name, value in network.named_parameters(remove_duplicate=False):
-        if not (inside and name.startswith(inside)):
-            state[name] = _dense(value)
-    for name, value in network.named_buffers():
-        if name in network.state_dict() and not (inside and name.startswith(inside)):
-            state[name] = value
+    stored: dict[int, Tensor] = {}  # by identity: tied weights stay tied
+    for name, value in [*network.named_parameters(remove_duplicate=False), *_kept_buffers(network)]:
+        if inside and name.startswith(inside):
+            continue
+        if id(value) not in stored:
+            dense = _dense(value)
+            stored[id(value)] = dense.to("cpu", dtype) if dense.is_floating_point() else dense.cpu()
+        state[name] = stored[id(value)]
     return state
+
+
+def _kept_buffers(network: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """Buffers that belong to the weights (rotary tables and the like do not)."""
+    kept = network.state_dict().keys()
+    return [(name, value) for name, value in network.named_buffers() if name in kept]
 
 
 def _dense(weight: Tensor) -> Tensor:

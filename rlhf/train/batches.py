@@ -92,5 +92,6 @@ def fingerprint(segments: Sequence[Segment]) -> str:
     for segment in segments:
         for ids in (segment.prompt_ids, *segment.completion_ids):
             digest.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
-        digest.update(np.asarray(segment.grades, dtype=np.float64).tobytes())
+        numbers = [len(segment.completion_ids), segment.margin is not None, segment.margin or 0.0, *segment.grades]
+        digest.update(np.asarray(numbers, dtype=np.float64).tobytes())
     return digest.hexdigest()

@@ -124,6 +124,15 @@ class Checkpoints:
             log.warning("starting afresh: removing %s", path)
             shutil.rmtree(path)
 
+    def abandon_after(self, step: int) -> None:
+        """Rename the checkpoints past `step`: the run goes on from there, and must not find them again."""
+        for path in self._steps():
+            if int(path.name[5:]) > step:
+                aside = path.with_name(f"abandoned-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                log.warning("going on from step %d: %s is now %s", step, path, aside.name)
+                path.rename(aside)
+
     def sweep(self) -> None:
         """Remove what a killed save left behind."""
         for path in self.folder.glob(f"{TEMPORARY}*"):
@@ -132,7 +141,9 @@ class Checkpoints:
     def _steps(self) -> list[Path]:
         """Newest first."""
         return sorted(
-            (p for p in self.folder.glob("step-*") if p.is_dir()), key=lambda p: int(p.name[5:]), reverse=True
+            (p for p in self.folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()),
+            key=lambda p: int(p.name[5:]),
+            reverse=True,
         )
 
 

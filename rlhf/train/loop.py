@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import RlhfError
+from ..errors import CheckpointError, RlhfError
 from ..losses import LossOutput
 from ..recipe.schema import TrainRecipe
 from .checkpoint import Checkpoints
@@ -116,6 +116,14 @@ def _resume(
     if path is None:
         return 0
     step, state = checkpoints.load(path, stage.module, optimizer, accelerator)
+    if step > stage.total_steps:
+        raise CheckpointError(
+            f"{path} is past this recipe's {stage.total_steps} steps; raise training.max_steps or num_train_epochs, name "
+            "another checkpoint, or start afresh with checkpoint.resume=never"
+        )
+    if recipe.checkpoint.resume != "auto" and accelerator.is_main_process:
+        checkpoints.abandon_after(step)
+    accelerator.wait_for_everyone()
     stage.load_state(state)
     accelerator.print(f"resumed from {path}")
     return step
@@ -166,7 +174,7 @@ def _guard_finite(sums: dict[str, Tensor], step: int) -> None:
     bad = [name for name in ("loss", "grad_norm") if name in sums and not bool(torch.isfinite(sums[name]))]
     if bad:
         raise RlhfError(
-            f"step {step + 1}: {' and '.join(bad)} not finite; nothing was updated. Lower training.learning_rate, "
+            f"step {step + 1}: {' and '.join(bad)} not finite; this update was not made. Lower training.learning_rate, "
             "set training.max_grad_norm, or look at this batch with: rlhf inspect"
         )
 

@@ -20,7 +20,7 @@ from ..errors import SetupError
 from ..manifest import atomic_folder
 from ..models.load import load_tokenizer
 from ..models.save import save_final
-from ..recipe.schema import PpoRecipe, TrainRecipe
+from ..recipe.schema import DpoRecipe, PpoRecipe, TrainRecipe
 from .batches import fingerprint
 from .checkpoint import Checkpoints
 from .dpo import Dpo
@@ -109,7 +109,22 @@ def _identity(recipe: TrainRecipe, data: str) -> dict[str, str]:
     content = recipe.model_dump(exclude={"output_dir", "checkpoint", "logging"})
     for key in ("max_steps", "num_train_epochs", "eval_steps", "per_device_eval_batch_size"):
         content["training"].pop(key)
-    return {"recipe": _digest(content), "data": data, "model": _model_identity(recipe.model.name_or_path)}
+    others = [reference for reference in _other_models(recipe) if reference not in (None, "initial")]
+    return {
+        "recipe": _digest(content),
+        "data": data,
+        "model": _model_identity(recipe.model.name_or_path),
+        "other models": _digest([_model_identity(name) for name in others if name is not None]),
+    }
+
+
+def _other_models(recipe: TrainRecipe) -> list[str | None]:
+    """What else a method loads: references, reward models, a value model."""
+    if isinstance(recipe, DpoRecipe):
+        return [recipe.dpo.reference]
+    if isinstance(recipe, PpoRecipe):
+        return [recipe.ppo.reference, recipe.ppo.value_model, *(reward.model for reward in recipe.ppo.rewards)]
+    return []
 
 
 def _model_identity(name_or_path: str) -> str:

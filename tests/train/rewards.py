@@ -13,3 +13,7 @@ def not_a_number(prompts: list[str], completions: list[str]) -> list[float]:
 
 def one_too_few(prompts: list[str], completions: list[str]) -> list[float]:
     return [0.0] * (len(completions) - 1)
+
+
+def nothing(prompts: list[str], completions: list[str]) -> None:
+    return None

@@ -170,3 +170,30 @@ def test_sigkill_while_saving(recipe_of: Recipes, model_folder: Folders, tmp_pat
     train(killed)
     assert_same(state_of(Path(whole.output_dir) / "checkpoints/step-000060"), state_of(folder / "step-000060"))
     assert not list(folder.glob(".tmp-*"))
+
+
+def test_going_on_from_an_older_checkpoint_puts_the_newer_ones_aside(recipe_of: Recipes, model_folder: Folders) -> None:
+    recipe = trained(recipe_of, model_folder)
+    folder = Path(recipe.output_dir) / "checkpoints"
+    older = recipe.checkpoint.model_copy(update={"resume": str(folder / "step-000002"), "save_total_limit": 1})
+    train(recipe.model_copy(update={"checkpoint": older}))
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["abandoned-step-000004", "abandoned-step-000006", "step-000006"]
+
+
+def test_a_checkpoint_past_the_recipes_end_is_refused(recipe_of: Recipes, model_folder: Folders) -> None:
+    trained(recipe_of, model_folder)
+    shorter = recipe_of("sft", model_folder("llama"), lora=LORA, checkpoint=SAVING, training={"max_steps": 3})
+    with pytest.raises(CheckpointError, match="step-000006 is past this recipe's 3 steps"):
+        train(shorter)
+
+
+def test_another_reward_model_under_a_resumed_ppo_run_is_refused(recipe_of: Recipes, model_folder: Folders) -> None:
+    reward = recipe_of("reward", model_folder("llama"), out="rm")
+    train(reward)
+    ppo = {"rewards": [{"model": f"{reward.output_dir}/final"}]}
+    recipe = recipe_of("ppo", model_folder("llama"), ppo=ppo, checkpoint=SAVING)
+    train(recipe)
+    train(recipe_of("reward", model_folder("llama"), out="rm", training={"max_steps": 5}))
+    with pytest.raises(CheckpointError, match="other models changed since this checkpoint"):
+        train(recipe)

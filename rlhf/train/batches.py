@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.sampler import Sampler
-from ..data.segments import Segment, collate
+from ..data.segments import Segment, SegmentBatch, collate
+from ..losses import LossOutput
+from ..recipe.schema import TrainRecipe
 from ..recipe.sections import TrainingSection
 from .loop import Microbatch, Stage
+from .setup import Setup
 
 
 class Batches:
@@ -84,6 +89,36 @@ class HeldOut:
             [{n: float(v) for n, v in totals.items()}], use_gather_object=True
         )
         return {name: sum(share.get(name, 0.0) for share in shares) for name in sorted({n for s in shares for n in s})}
+
+
+class Supervised(ABC):
+    """What the stages that learn from given rows share: a step is one optimizer step over one window of them."""
+
+    def __init__(self, module: nn.Module, recipe: TrainRecipe, setup: Setup, *, score_prompt: bool = False) -> None:
+        training, accelerator = recipe.training, setup.accelerator
+        self.module = module
+        self.batches = Batches(setup.train, training, accelerator, seed=recipe.seed, score_prompt=score_prompt)
+        self.held_out = HeldOut(setup.held_out, training, accelerator, score_prompt=score_prompt)
+        self.total_steps = self.batches.total_steps
+        self.metrics: dict[str, float] = {}
+
+    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+        yield self.batches.window(step)
+
+    @abstractmethod
+    def count(self, batch: SegmentBatch) -> float: ...
+
+    @abstractmethod
+    def forward_loss(self, module: nn.Module, batch: SegmentBatch, count: Tensor) -> LossOutput: ...
+
+    def evaluate(self, module: nn.Module) -> dict[str, float]:
+        return self.held_out.evaluate(self, module)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Nothing beside the parameters."""
 
 
 def fingerprint(segments: Sequence[Segment]) -> str:

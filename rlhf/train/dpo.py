@@ -7,34 +7,24 @@ for each batch of pairs (x, y_w, y_l):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from torch import Tensor, nn
 
 from ..data.segments import SegmentBatch
 from ..losses import LossOutput, dpo_loss
 from ..models.policy import Reference
 from ..recipe.schema import DpoRecipe
-from .batches import Batches, HeldOut
-from .loop import Microbatch
+from .batches import Supervised
 from .setup import Setup
 
 
-class Dpo:
+class Dpo(Supervised):
     """Pairs in, a policy out. The prompt is computed once for both completions."""
 
     def __init__(self, recipe: DpoRecipe, setup: Setup) -> None:
+        policy = setup.policy()
+        super().__init__(policy, recipe, setup)
         self.section = recipe.dpo
-        self.module = setup.policy()
-        self.reference = Reference(self.module, setup.other_policy(recipe.dpo.reference))
-        self.batches = Batches(setup.train, recipe.training, setup.accelerator, seed=recipe.seed)
-        self.held_out = HeldOut(setup.held_out, recipe.training, setup.accelerator)
-        self.total_steps = self.batches.total_steps
-        self.metrics: dict[str, float] = {}
-
-    def updates(self, step: int) -> Iterator[list[Microbatch]]:
-        yield self.batches.window(step)
+        self.reference = Reference(policy, setup.other_policy(recipe.dpo.reference))
 
     def count(self, batch: SegmentBatch) -> float:
         return batch.num_segments
@@ -51,15 +41,6 @@ class Dpo:
             label_smoothing=self.section.label_smoothing,
             num_pairs=count,
         )
-
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        return self.held_out.evaluate(self, module)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing beside the parameters."""
 
     @staticmethod
     def _sides(batch: SegmentBatch, logprobs: Tensor) -> tuple[Tensor, Tensor]:

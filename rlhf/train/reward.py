@@ -7,33 +7,22 @@ for each batch of rankings (x, y_1, ..., y_K):             # a pair is a ranking
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ..data.segments import SegmentBatch
 from ..losses import LossOutput, ranked_pairs, reward_loss
 from ..recipe.schema import RewardRecipe
-from .batches import Batches, HeldOut
-from .loop import Microbatch
+from .batches import Supervised
 from .setup import Setup
 
 
-class Reward:
+class Reward(Supervised):
     """Pairs or whole rankings in, a scalar model out."""
 
     def __init__(self, recipe: RewardRecipe, setup: Setup) -> None:
+        super().__init__(setup.scalar_model(), recipe, setup)
         self.section = recipe.reward
-        self.module = setup.scalar_model()
-        self.batches = Batches(setup.train, recipe.training, setup.accelerator, seed=recipe.seed)
-        self.held_out = HeldOut(setup.held_out, recipe.training, setup.accelerator)
-        self.total_steps = self.batches.total_steps
-        self.metrics: dict[str, float] = {}
-
-    def updates(self, step: int) -> Iterator[list[Microbatch]]:
-        yield self.batches.window(step)
 
     def count(self, batch: SegmentBatch) -> float:
         """Segments in which anything is compared: one whose completions are all tied has no loss."""
@@ -50,15 +39,6 @@ class Reward:
             margins=self._margins(batch, pairs.chosen) if self.section.use_margin else None,
             center_coefficient=self.section.center_coefficient,
         )
-
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        return self.held_out.evaluate(self, module)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing beside the parameters."""
 
     @staticmethod
     def _margins(batch: SegmentBatch, chosen: Tensor) -> Tensor:

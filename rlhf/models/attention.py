@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ..data.segments import Span
+from ..data.segments import PaddedBatch, Span
 
 NAME = "rlhf_segments"
 
@@ -99,6 +99,16 @@ def use_attention(model: PreTrainedModel, implementation: str | None = NAME) -> 
         if isinstance(getattr(module, "config", None), PretrainedConfig):
             module.config._attn_implementation = implementation
     return before
+
+
+def padded_inputs(padded: PaddedBatch) -> dict[str, Any]:
+    """What a model is called with for a padded batch."""
+    return {
+        "input_ids": padded.input_ids,
+        "attention_mask": padded.attention_mask,
+        "position_ids": padded.position_ids,
+        "use_cache": False,
+    }
 
 
 def segment_inputs(input_ids: Tensor, position_ids: Tensor, spans: tuple[Span, ...]) -> dict[str, Any]:

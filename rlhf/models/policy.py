@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.segments import IGNORE_INDEX, SegmentBatch, pad
-from .attention import segment_inputs
+from .attention import padded_inputs, segment_inputs
 from .batching import SegmentModule
 from .logprobs import head_logprobs, logits_logprobs
 
@@ -39,12 +39,7 @@ class Policy(SegmentModule):
     def _padded(self, batch: SegmentBatch, temperature: float) -> Tensor:
         """One completion a row, through the model's own forward, logits and all."""
         padded = pad(batch, self.pad_token_id)
-        logits = self.transformer(
-            input_ids=padded.input_ids,
-            attention_mask=padded.attention_mask,
-            position_ids=padded.position_ids,
-            use_cache=False,
-        ).logits
+        logits = self.transformer(**padded_inputs(padded)).logits
         labels = padded.labels[:, 1:]
         scored = labels != IGNORE_INDEX
         return logits_logprobs(logits[:, :-1][scored], labels[scored], temperature=temperature)

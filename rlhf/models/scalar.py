@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.segments import IGNORE_INDEX, SegmentBatch, pad
-from .attention import segment_inputs
+from .attention import padded_inputs, segment_inputs
 from .batching import SegmentModule
 
 
@@ -47,12 +47,7 @@ class ScalarModel(SegmentModule):
             flat = self.transformer(**inputs).last_hidden_state[0]
             return flat[batch.sources if per_token else batch.last]  # type: ignore[no-any-return]
         padded = pad(batch, self.pad_token_id)
-        hidden = self.transformer(
-            input_ids=padded.input_ids,
-            attention_mask=padded.attention_mask,
-            position_ids=padded.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        hidden = self.transformer(**padded_inputs(padded)).last_hidden_state
         if per_token:
             return hidden[:, :-1][padded.labels[:, 1:] != IGNORE_INDEX]  # type: ignore[no-any-return]
         return hidden[torch.arange(len(padded.last), device=hidden.device), padded.last]  # type: ignore[no-any-return]

@@ -28,7 +28,8 @@ from rlhf.data.rows import Located, kind_of, text_of
 from rlhf.data.split import held_out
 from rlhf.data.tables import write_rows
 from rlhf.errors import DataError, RecipeError
-from rlhf.recipe.schema import DataRecipe, DedupStep, PairsStep, SplitStep
+from rlhf.recipe.schema import DataRecipe
+from rlhf.recipe.steps import DedupStep, PairsStep, SplitStep
 
 OUTPUTS = ("report.json", "train", "test", "quarantine.jsonl", "removed.jsonl")  # the report goes first and comes last
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf.errors import SetupError
-from rlhf.recipe.schema import DedupStep
+from rlhf.recipe.steps import DedupStep
 
 _BLOCK = 4096  # texts hashed at once
 

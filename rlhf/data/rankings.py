@@ -22,7 +22,7 @@ from itertools import combinations, pairwise
 from typing import Literal
 
 from rlhf.data.rows import Row, text_of
-from rlhf.recipe.schema import PairsStep
+from rlhf.recipe.steps import PairsStep
 
 Strategy = Literal["all", "best_vs_rest", "best_vs_worst", "adjacent"]
 SAME_TEXT, TIE, MARGIN, MAX_PAIRS = "same text", "tie", "under min_margin", "over max_pairs_per_prompt"

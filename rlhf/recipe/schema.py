@@ -5,7 +5,7 @@ Read with `recipe.loader.load`, which adds file and line to every complaint. Not
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -28,6 +28,7 @@ from .sections import (
     TemplateSection,
     TrainingSection,
 )
+from .steps import DataStep
 
 
 class Recipe(Section):
@@ -163,57 +164,13 @@ class PpoRecipe(TrainRecipe):
         return self
 
 
-class PairsStep(Section):
-    """Rankings to pairs: all pairs, the best against the rest, the best against the worst, or neighbours."""
-
-    strategy: Literal["all", "best_vs_rest", "best_vs_worst", "adjacent"] = "all"
-    min_margin: NonNegativeFloat = 0.0
-    ties: Literal["drop", "both"] = "drop"
-    max_pairs_per_prompt: PositiveInt | None = None
-
-
-class DedupStep(Section):
-    """Near-duplicates out, the first kept. `exact` compares whole texts; `datasketch` is MinHash-LSH."""
-
-    column: str = "prompt"
-    engine: Literal["exact", "datasketch"] = "exact"
-    threshold: Fraction = 0.8
-    num_perm: PositiveInt = 256
-    shingle_size: PositiveInt = 5
-    max_chars: PositiveInt | None = 500
-
-
-class SplitStep(Section):
-    """Train and test apart, all rows of one prompt on one side."""
-
-    test: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    by: str = "prompt"
-
-
-class DataStep(Section):
-    """One step: exactly one of pairs, dedup, split."""
-
-    pairs: PairsStep | None = None
-    dedup: DedupStep | None = None
-    split: SplitStep | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_step(cls, value: Any) -> Any:
-        """`- dedup:` with nothing under it is that step with its defaults."""
-        return {key: {} if step is None else step for key, step in value.items()} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> DataStep:
-        if [self.pairs, self.dedup, self.split].count(None) != 2:
-            raise ValueError("a step is exactly one of pairs, dedup, split")
-        return self
-
-
 class DataRecipe(Recipe):
+    """Sources, then steps in order, to one folder of rows. `strict` stops at the first row that cannot be used."""
+
     method: Literal["data"]
     sources: Sources = Field(min_length=1)
     steps: list[DataStep] = []
+    strict: bool = False
 
 
 class GenerateRecipe(Recipe):

@@ -17,7 +17,26 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 Format = Literal[
-    "kochatgpt_rm", "stack_exchange_paired", "hh", "alpaca", "preference", "ranking", "demonstration", "prompt"
+    "kochatgpt_sft",
+    "kochatgpt_rm",
+    "kochatgpt_ppo",
+    "kochatgpt_chat",
+    "stack_exchange_paired",
+    "stack_exchange_dump",
+    "squad",
+    "alpaca",
+    "sharegpt",
+    "messages",
+    "hh",
+    "oasst",
+    "ultrafeedback",
+    "annotators",
+    "scored",
+    "preference",
+    "ranking",
+    "demonstration",
+    "unpaired",
+    "prompt",
 ]
 
 
@@ -54,12 +73,22 @@ class LoraSection(Section):
 
 
 class SourceSection(Section):
-    """Rows to read: a file, a glob, a parquet folder or `embedded:NAME`, with its format and its column names."""
+    """Rows to read: a file, a glob, a parquet folder, a hub name or `embedded:NAME`, with its format and columns.
+
+    `columns` maps canonical names to the file's; `group` is the file's column whose equal values stay together in dedup
+    and split; `where` takes only the rows whose column holds one of the values (a list, or a text file of one a line);
+    `weight` 0.5 takes a seeded half of the rows, 2 each row twice. What these leave out is counted.
+    """
 
     path: str
     format: Format | None = None
+    config: str | None = None
     split: str | None = None
     columns: dict[str, str] | None = None
+    template: str | None = None
+    group: str | None = None
+    where: dict[str, list[str | int] | str] | None = None
+    weight: PositiveFloat = 1.0
     max_rows: PositiveInt | None = None
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.data.dedup import Removal, dedup, jaccard, normalise, shingles
-from rlhf.recipe.schema import DedupStep
+from rlhf.recipe.steps import DedupStep
 
 from .support import load_one, real
 

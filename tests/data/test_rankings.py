@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf.data.rankings import Pair, make_pairs, pairs_of
 from rlhf.data.rows import grades_of
-from rlhf.recipe.schema import PairsStep
+from rlhf.recipe.steps import PairsStep
 
 
 def indices(**options: object) -> list[tuple[int, int]]:

@@ -1,10 +1,11 @@
-"""The row types that every part of `data` speaks: a located row, the quarantine, and the four canonical kinds.
+"""The row types that every part of `data` speaks: a located row, the quarantine, and the five canonical kinds.
 
 A canonical row is a plain dict with exactly these fields, nothing else:
 
     demonstration  {prompt, completion}
     preference     {prompt, chosen, rejected, margin?}      margin = score(chosen) - score(rejected), absent if unknown
     ranking        {prompt, completions, ranking | scores}  ranking[0] = INDEX of the best completion, then the next
+    unpaired       {prompt, completion, label}              label: whether the completion is a good one
     prompt         {prompt}
 
 A prompt is a string, or a list of `{role, content}` messages; with messages each completion is a list of one assistant
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from rlhf.errors import DataError
 
-Kind = Literal["demonstration", "preference", "ranking", "prompt"]
+Kind = Literal["demonstration", "preference", "ranking", "unpaired", "prompt"]
 Message = dict[str, str]
 Text = str | list[Message]
 Row = dict[str, Any]
@@ -30,13 +31,14 @@ Row = dict[str, Any]
 class Located:
     """A row and where it came from. `row` is 1-based: the line in JSON Lines, else the index among the file's rows.
 
-    `serial` numbers the rows of one load; the pairs made of one ranking keep its number.
+    Rows with the same `unit` stand for one thing: the pairs of one ranking, the rows of one `group` (see SourceSection).
     """
 
     file: str
     row: int
     data: Row
-    serial: int = 0
+    unit: int = 0
+    group: str | None = None
 
     def error(self, reason: str, field: str | None = None) -> DataError:
         """A DataError that points at this row."""
@@ -76,7 +78,9 @@ def kind_of(row: Mapping[str, Any]) -> Kind:
         return "preference"
     if "completions" in row:
         return "ranking"
-    return "demonstration" if "completion" in row else "prompt"
+    if "completion" in row:
+        return "unpaired" if "label" in row else "demonstration"
+    return "prompt"
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Text]:
@@ -86,7 +90,7 @@ def completions_of(row: Mapping[str, Any]) -> list[Text]:
             return [row["chosen"], row["rejected"]]
         case "ranking":
             return list(row["completions"])
-        case "demonstration":
+        case "demonstration" | "unpaired":
             return [row["completion"]]
         case _:
             return []
@@ -113,3 +117,10 @@ def text_of(value: Text) -> str:
     if isinstance(value, str):
         return value
     return "\n".join(f"{m['role']}: {m['content']}" for m in value)
+
+
+def flat(value: Any) -> str:
+    """Any column's value as one text: text, messages, a list of either, or a number."""
+    if isinstance(value, list) and not (value and isinstance(value[0], dict)):
+        return "\n".join(map(flat, value))
+    return text_of(value) if isinstance(value, str | list) else str(value)

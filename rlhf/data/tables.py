@@ -1,20 +1,23 @@
 """Canonical rows as parquet that `datasets.load_dataset(folder)` and TRL read as it is.
 
 The schema is fixed by the rows' kind, never guessed from their values: text is a string, or a list of {role, content} (what
-TRL calls conversational); ranking is int64, scores and margin float64 and null where unknown. Used by `build`, and by
+TRL calls conversational); ranking is int64, scores and margin float64 and null where unknown. Used by `blocks`, `build`, and by
 whatever else writes rows for a later stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Row, kind_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+ROW_GROUP = 10_000
+OPTIONAL = ("margin", "ranking", "scores", "group")  # columns left out of a file in which no row has them
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -23,27 +26,33 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema_of(rows)), path, row_group_size=10_000)
+    schema = schema_of(rows[0])
+    there = {name for row in rows for name in row}
+    schema = pa.schema([f for f in schema if f.name in there or f.name not in OPTIONAL])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, row_group_size=ROW_GROUP)
 
 
-def schema_of(rows: Sequence[Row]) -> pa.Schema:
-    """The schema for rows of one kind; optional columns are there when any row has them."""
+def shape_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """(kind, form) of a canonical row; the form is `text` or `messages`. Rows of one shape share a schema."""
+    return kind_of(row), "text" if isinstance(row["prompt"], str) else "messages"
+
+
+def schema_of(row: Mapping[str, Any]) -> pa.Schema:
+    """The schema of rows of this one's kind and form, with all that such a row may have, and `group`."""
     import pyarrow as pa
 
-    first = rows[0]
     text = pa.string()
-    if isinstance(first["prompt"], list):
+    if not isinstance(row["prompt"], str):
         text = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-    columns = {
-        "demonstration": {"prompt": text, "completion": text},
-        "preference": {"prompt": text, "chosen": text, "rejected": text, "margin": pa.float64()},
+    columns: dict[str, Any] = {
+        "demonstration": {"completion": text},
+        "preference": {"chosen": text, "rejected": text, "margin": pa.float64()},
         "ranking": {
-            "prompt": text,
             "completions": pa.list_(text),
             "ranking": pa.list_(pa.int64()),
             "scores": pa.list_(pa.float64()),
         },
-        "prompt": {"prompt": text},
-    }[kind_of(first)]
-    there = {name for row in rows for name in row}
-    return pa.schema([(name, kind) for name, kind in columns.items() if name in there])
+        "unpaired": {"completion": text, "label": pa.bool_()},
+        "prompt": {},
+    }[kind_of(row)]
+    return pa.schema([("prompt", text), *columns.items(), ("group", pa.string())])

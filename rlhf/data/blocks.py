@@ -21,11 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlhf.data.rows import Located, kind_of
+from rlhf.data.rows import Located, chunks, flat, kind_of
 from rlhf.data.tables import schema_of, shape_of
 from rlhf.errors import DataError
 
-BLOCK_ROWS = 8192
 PLACES = ("_file", "_row", "_unit")
 _PLACE_TYPES = {"_file": pa.dictionary(pa.int32(), pa.string()), "_row": pa.int64(), "_unit": pa.int64()}
 
@@ -47,7 +46,7 @@ def to_block(rows: Sequence[Located]) -> pa.Table:
 
 def block_of(columns: dict[str, pa.Array], file: str, rows: np.ndarray, units: np.ndarray) -> pa.Table:
     """A block of one file from canonical columns that are already arrays; what the kind may have beside them is null."""
-    sample = {name: "" for name in columns}
+    sample = dict.fromkeys(columns, "")
     schema = schema_of(sample)
     n = len(rows)
     arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(n, f.type) for f in schema]
@@ -143,16 +142,10 @@ def shape_of_block(block: pa.Table) -> tuple[str, str]:
     return kind_of(dict.fromkeys(block.column_names)), "text" if is_text else "messages"
 
 
-def chunks(rows: Iterable[Located], size: int = BLOCK_ROWS) -> Iterator[list[Located]]:
-    """Rows in lists of at most `size`."""
-    chunk: list[Located] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def merge(block: pa.Table, rows: list[Located]) -> pa.Table:
+    """A block and rows from between its own, in the file's order."""
+    both = pa.concat_tables([block, to_block(rows)]).unify_dictionaries()
+    return both.take(np.argsort(both.column("_row").to_numpy(), kind="stable"))
 
 
 def masked(blocks: Iterable[pa.Table], keep: Mask) -> Iterator[pa.Table]:
@@ -169,8 +162,6 @@ def masked(blocks: Iterable[pa.Table], keep: Mask) -> Iterator[pa.Table]:
 
 def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column's values as one string each: text as it is; messages, lists and numbers as `rows.flat` writes them."""
-    from rlhf.data.rows import flat
-
     if pa.types.is_string(column.type):
         return pc.fill_null(column, "")
     return pa.chunked_array([pa.array([flat(value) for value in column.to_pylist()], type=pa.string())])

@@ -1,79 +1,240 @@
 """Sources to canonical rows, with an account of every row: what each later stage of data starts from.
 
-Joins `sources`, `recognise` and `formats`. For every source `rows_in = rows_out + dropped`, by reason, checked here.
+Joins `sources`, `recognise` and `formats`; tables of plain text columns take the fast path of `columnar`. A `Stream` is read once and
+holds a block of rows at a time. For every source `rows_in + repeated = rows_out + dropped`, by reason, checked here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from rlhf.data.formats import convert
 from rlhf.data.recognise import SAMPLE, choose
-from rlhf.data.rows import Located, Quarantine, kind_of
-from rlhf.data.sources import read
+from rlhf.data.rows import Located, Quarantine, chunks, kind_of
+from rlhf.data.sources import read, read_file, table_files
 from rlhf.errors import DataError
-from rlhf.recipe.sections import SourceSection
+from rlhf.recipe.sections import Format, SourceSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Stream:
+    """Canonical rows of sources in order, once: by iteration row by row, or with `blocks` as Arrow tables.
+
+    Afterwards `.sources` holds, per source, {path, format, recognised, kind, rows_in, rows_out, repeated, dropped}. Raises DataError when
+    not one usable row was found, and why (unless `needs_rows` is off), and whatever `sources` and `recognise` raise.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceSection],
+        *,
+        seed: int = 0,
+        quarantine: Quarantine | None = None,
+        needs_rows: bool = True,
+    ) -> None:
+        self.quarantine = Quarantine() if quarantine is None else quarantine
+        self.sources: list[dict[str, Any]] = []
+        self._from, self._seed, self._needs_rows = sources, seed, needs_rows
+        self._units = 0
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows of all sources that did not come through, by reason."""
+        out: dict[str, int] = {}
+        for source in self.sources:
+            for reason, count in source["dropped"].items():
+                out[reason] = out.get(reason, 0) + count
+        return out
+
+    @property
+    def rows_in(self) -> int:
+        """Rows read."""
+        return sum(source["rows_in"] for source in self.sources)
+
+    @property
+    def repeated(self) -> int:
+        """Rows more than were read, by a `weight` over 1."""
+        return sum(source["repeated"] for source in self.sources)
+
+    def __iter__(self) -> Iterator[Located]:
+        from rlhf.data.blocks import to_rows
+
+        for part in self._parts():
+            yield from part if isinstance(part, list) else to_rows(part)
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """The rows as blocks (see `blocks`)."""
+        from rlhf.data.blocks import to_block
+
+        for part in self._parts():
+            if isinstance(part, list):
+                yield to_block(part)
+            else:
+                yield part
+
+    def _parts(self) -> Iterator[list[Located] | pa.Table]:
+        """Lists of rows, or blocks, never empty."""
+        for number, source in enumerate(self._from):
+            yield from self._source(number, source)
+        if self._needs_rows and self._from and not any(s["rows_out"] for s in self.sources):
+            raise self._nothing()
+
+    def _source(self, number: int, source: SourceSection) -> Iterator[list[Located] | pa.Table]:
+        seen, mark = self.quarantine.rows_in, self.quarantine.mark()
+        read_rows = rows_out = 0
+        report: dict[str, Any] = {"path": source.path, "format": None, "recognised": False, "kind": None}
+        self.sources.append(report)
+        for part in self._converted(number, source, report):
+            count = len(part) if isinstance(part, list) else part.num_rows if part is not None else 0
+            if not count:
+                continue
+            if report["kind"] is None:
+                report["kind"] = kind_of(part[0].data if isinstance(part, list) else dict.fromkeys(part.column_names))
+            if source.weight != 1:
+                part = self._weigh(part, source.weight, number, read_rows)
+            read_rows += count
+            rows_out += (kept := len(part) if isinstance(part, list) else part.num_rows)
+            if kept:
+                yield part
+        dropped = self.quarantine.since(mark)
+        balance = rows_out - read_rows
+        if source.weight < 1:
+            dropped[f"not drawn (weight {source.weight:g})"] = -balance
+        report |= {
+            "rows_in": self.quarantine.rows_in - seen,
+            "rows_out": rows_out,
+            "repeated": max(balance, 0),
+            "dropped": {reason: n for reason, n in dropped.items() if n},
+        }
+        assert report["rows_in"] + report["repeated"] == rows_out + sum(report["dropped"].values()), report
+
+    def _converted(
+        self, number: int, source: SourceSection, report: dict[str, Any]
+    ) -> Iterator[list[Located] | pa.Table]:
+        """A source's rows before its weight: blocks where its files are tables of plain text, else lists."""
+        if files := table_files(source):
+            from rlhf.data.columnar import PLANS
+
+            head = list(islice(read_file(files[0], Quarantine()), SAMPLE))
+            format = self._format(head, source, report) if head else None
+            if format is not None and format in PLANS:
+                for file in files:
+                    yield from self._table(number, file, format, source)
+                return
+        raw = read(source, self.quarantine)
+        head = list(islice(raw, SAMPLE))
+        if head:
+            format = self._format(head, source, report)
+            for chunk in chunks(chain(head, raw)):
+                yield self._rows(number, chunk, format, source)
+
+    def _format(self, head: list[Located], source: SourceSection, report: dict[str, Any]) -> Format:
+        format = choose(head, source)
+        report |= {"format": format, "recognised": source.format is None}
+        return format
+
+    def _table(self, number: int, file: Path, format: Format, source: SourceSection) -> Iterator[Any]:
+        """One file's rows: by columns, those in doubt one by one; all of them so where the columns do not allow it."""
+        from rlhf.data.blocks import block_of, merge
+        from rlhf.data.columnar import columns_for, convert_batch
+        from rlhf.data.tablefiles import rows_at, table_batches, table_schema
+
+        names = columns_for(format, source, table_schema(file))
+        if names is None:
+            for chunk in chunks(read_file(file, self.quarantine)):
+                yield self._rows(number, chunk, format, source)
+            return
+        start = 1
+        for batch in table_batches(file, names):
+            done = convert_batch(batch, format, source)
+            self.quarantine.rows_in += len(done.rows)
+            units = self._unit_array(number, done.columns.get("group"), len(done.rows))
+            block = block_of(done.columns, str(file), start + done.rows, units) if len(done.rows) else None
+            raw = rows_at(batch, done.doubtful.tolist(), file, start, self.quarantine)
+            doubtful = self._rows(number, list(raw), format, source)
+            yield merge(block, doubtful) if block is not None and doubtful else doubtful or block
+            start += batch.num_rows
+
+    def _rows(self, number: int, raw: list[Located], format: Format, source: SourceSection) -> list[Located]:
+        rows = []
+        for located in raw:
+            try:
+                data = convert(located, format, source.columns)
+            except DataError as error:
+                self.quarantine.catch(error)
+                continue
+            if located.group is None:
+                self._units += 1
+                unit = self._units
+            else:
+                unit = _unit_of(number, located.group)
+                data = data | {"group": located.group}
+            rows.append(Located(located.file, located.row, data, unit, located.group))
+        return rows
+
+    def _unit_array(self, number: int, groups: pa.Array | None, n: int) -> np.ndarray:
+        fresh = np.arange(self._units + 1, self._units + n + 1, dtype=np.int64)
+        self._units += n
+        if groups is None:
+            return fresh
+        encoded = groups.dictionary_encode()
+        of_value = np.array([_unit_of(number, value) for value in encoded.dictionary.to_pylist()], dtype=np.int64)
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return np.where(codes < 0, fresh, of_value[codes]) if len(of_value) else fresh
+
+    def _weigh(self, part: Any, weight: float, number: int, start: int) -> Any:
+        """The rows of a part as often as their weight says: its whole part, and once more for a seeded share of them."""
+        n = len(part) if isinstance(part, list) else part.num_rows
+        places = _uniform(np.arange(start, start + n, dtype=np.uint64), self._seed, number)
+        times = int(weight) + (places < weight - int(weight))
+        index = np.repeat(np.arange(n), times)
+        return [part[i] for i in index] if isinstance(part, list) else part.take(index)
+
+    def _nothing(self) -> DataError:
+        first = self.quarantine.entries[0] if self.quarantine.entries else None
+        most = sorted(self.dropped.items(), key=lambda item: -item[1])[:3]
+        why = "; ".join(f"{n} x {reason}" for reason, n in most) or "the files are empty"
+        file = first["file"] if first else ", ".join(s.path for s in self._from)
+        return DataError(file, f"no usable row: {why}", row=first["row"] if first else None)
+
+
+def _unit_of(number: int, group: str) -> int:
+    """The unit of a source's group: negative, so that it is never that of a row without one."""
+    digest = hashlib.blake2b(f"{number}\n{group}".encode(), digest_size=8).digest()
+    return -(int.from_bytes(digest, "big") >> 1) - 1
+
+
+def _uniform(counter: Any, seed: int, number: int) -> Any:
+    """A number in [0, 1) for each counter, by splitmix64 (Steele, Lea and Flood 2014): no state, so no order."""
+    with np.errstate(over="ignore"):
+        x = counter + np.uint64((seed * 1_000_003 + number + 1) % 2**64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Canonical rows; per source {path, format, recognised, kind, rows_in, rows_out, dropped}; what was set aside."""
+    """All rows at once, with the stream they came from."""
 
     rows: list[Located]
     sources: list[dict[str, Any]]
     quarantine: Quarantine
-
-    @property
-    def dropped(self) -> dict[str, int]:
-        """Quarantined rows of all sources, by reason."""
-        return self.quarantine.counts()
+    dropped: dict[str, int]
 
 
 def load(sources: Sequence[SourceSection], *, needs_rows: bool = True) -> Loaded:
-    """Read all sources in order. With `needs_rows`, raises DataError when not one usable row is left, and why."""
-    quarantine = Quarantine()
-    rows: list[Located] = []
-    reports = []
-    for source in sources:
-        found, report = _load_source(source, quarantine, len(rows))
-        rows += found
-        reports.append(report)
-    if needs_rows and sources and not rows:
-        first = quarantine.entries[0] if quarantine.entries else None
-        most = list(quarantine.counts().items())[:3]
-        why = "; ".join(f"{n} x {reason}" for reason, n in most) or "the files are empty"
-        raise DataError(
-            first["file"] if first else ", ".join(s.path for s in sources),
-            f"no usable row: {why}",
-            row=first["row"] if first else None,
-        )
-    return Loaded(rows, reports, quarantine)
-
-
-def _load_source(source: SourceSection, quarantine: Quarantine, start: int) -> tuple[list[Located], dict[str, Any]]:
-    seen, aside = quarantine.rows_in, len(quarantine.entries)
-    raw = read(source, quarantine)
-    head = list(islice(raw, SAMPLE))
-    format = choose(head, source) if head else source.format
-    rows: list[Located] = []
-    for located in chain(head, raw):
-        assert format is not None
-        try:
-            data = convert(located, format, source.columns)
-            rows.append(Located(located.file, located.row, data, start + len(rows)))
-        except DataError as e:
-            quarantine.catch(e)
-    report = {
-        "path": source.path,
-        "format": format,
-        "recognised": source.format is None and format is not None,
-        "kind": kind_of(rows[0].data) if rows else None,
-        "rows_in": quarantine.rows_in - seen,
-        "rows_out": len(rows),
-        "dropped": quarantine.counts(aside),
-    }
-    assert report["rows_in"] == len(rows) + len(quarantine.entries) - aside, report
-    return rows, report
+    """A `Stream` read to its end, for rows that are few."""
+    stream = Stream(sources, needs_rows=needs_rows)
+    rows = list(stream)
+    return Loaded(rows, stream.sources, stream.quarantine, stream.dropped)

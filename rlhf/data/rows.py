@@ -14,10 +14,11 @@ message, which is the form that TRL calls conversational. Ground floor of `data`
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TextIO
 
 from rlhf.errors import DataError
 
@@ -25,6 +26,7 @@ Kind = Literal["demonstration", "preference", "ranking", "unpaired", "prompt"]
 Message = dict[str, str]
 Text = str | list[Message]
 Row = dict[str, Any]
+BLOCK_ROWS = 8192  # rows handled at once
 
 
 @dataclass(frozen=True)
@@ -45,26 +47,48 @@ class Located:
         return DataError(self.file, reason, row=self.row, field=field)
 
 
-@dataclass
+KEPT_ENTRIES = 1000
+
+
 class Quarantine:
     """Rows that were read but cannot be used, each with its reason; `rows_in` counts every row seen.
 
-    A broken-off file counts as one row: what it held is unknown, that it broke is not passed over.
+    Counts are exact; of the entries the first 1,000 are kept in memory, and all go to the file `sink` where there is one, as JSON lines.
+    `strict` raises the first as a DataError. A broken-off file counts as one row: what it held is unknown, that it broke is not passed over.
     """
 
-    rows_in: int = 0
-    entries: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, *, strict: bool = False, sink: TextIO | None = None) -> None:
+        self.rows_in = 0
+        self.entries: list[dict[str, Any]] = []
+        self._strict, self._sink = strict, sink
+        self._counts: Counter[str] = Counter()
 
     def add(self, file: str, row: int | None, field: str | None, reason: str) -> None:
-        self.entries.append({"file": file, "row": row, "field": field, "reason": reason})
+        """Set a row aside."""
+        if self._strict:
+            raise DataError(file, reason, row=row, field=field)
+        entry = {"file": file, "row": row, "field": field, "reason": reason}
+        self._counts[_short(entry)] += 1
+        if len(self.entries) < KEPT_ENTRIES:
+            self.entries.append(entry)
+        if self._sink is not None:
+            self._sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def catch(self, error: DataError) -> None:
         """Set a row aside for the reason that an error gives."""
         self.add(error.file, error.row, error.field, error.reason)
 
-    def counts(self, start: int = 0) -> dict[str, int]:
-        """How many rows from entry `start` on, by reason; details after a reason's first colon do not split a count."""
-        return dict(Counter(_short(e) for e in self.entries[start:]).most_common())
+    def counts(self) -> dict[str, int]:
+        """How many rows, by reason; details after a reason's first colon do not split a count."""
+        return dict(self._counts.most_common())
+
+    def mark(self) -> Counter[str]:
+        """The counts up to now, for `since`."""
+        return self._counts.copy()
+
+    def since(self, mark: Counter[str]) -> dict[str, int]:
+        """The counts of what came after a mark."""
+        return dict((self._counts - mark).most_common())
 
 
 def _short(entry: Mapping[str, Any]) -> str:
@@ -124,3 +148,15 @@ def flat(value: Any) -> str:
     if isinstance(value, list) and not (value and isinstance(value[0], dict)):
         return "\n".join(map(flat, value))
     return text_of(value) if isinstance(value, str | list) else str(value)
+
+
+def chunks(rows: Iterable[Located], size: int = BLOCK_ROWS) -> Iterator[list[Located]]:
+    """Rows in lists of at most `size`."""
+    chunk: list[Located] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

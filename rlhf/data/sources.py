@@ -1,7 +1,7 @@
 """Where rows come from: files, globs, folders of parquet or arrow splits, and `embedded:NAME`.
 
 The first step of the pipeline: a recipe's SourceSection becomes located raw rows. The file formats are in `textfiles`;
-tables are read here. `rows_in = rows read + rows quarantined`, for every file.
+tables in `tablefiles`. `rows_in = rows read + rows quarantined`, for every file.
 
 Unlike `datasets.load_dataset` there is no cache to go stale, no script to run, no schema guessed from the first block, and
 a bad row costs itself only.
@@ -10,22 +10,17 @@ a bad row costs itself only.
 from __future__ import annotations
 
 import glob
-import gzip
-import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Located, Quarantine
-from rlhf.data.textfiles import TextFile, flaw, read_csv, read_json
+from rlhf.data.textfiles import TextFile, read_csv, read_json
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+TABLES = (".parquet", ".arrow")
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", *TABLES)
 
 
 def read(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
@@ -58,18 +53,33 @@ def files_of(source: SourceSection) -> list[Path]:
     return found
 
 
+def table_files(source: SourceSection) -> list[Path]:
+    """The source's files where all of them are parquet or arrow and their rows are taken as they come, else none."""
+    if source.where or source.max_rows:
+        return []
+    from rlhf.embedded import resolve
+
+    text = resolve(source.path)
+    if not (Path(text).exists() or glob.has_magic(text)):
+        return []
+    files = files_of(source)
+    return files if all(_suffix(path) in TABLES for path in files) else []
+
+
 def read_file(path: Path, quarantine: Quarantine) -> Iterator[Located]:
     """One file's rows, by its suffix; `.gz` after it is unpacked on the way."""
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    match suffix.lower():
+    suffix = _suffix(path)
+    match suffix:
         case ".json" | ".jsonl":
             with TextFile(path, str(path), quarantine) as file:
                 yield from read_json(file)
         case ".csv" | ".tsv":
             with TextFile(path, str(path), quarantine) as file:
-                yield from read_csv(file, "," if suffix.lower() == ".csv" else "\t")
+                yield from read_csv(file, "," if suffix == ".csv" else "\t")
         case ".parquet" | ".arrow":
-            yield from _read_table(path, suffix.lower(), quarantine)
+            from rlhf.data.tablefiles import read_table
+
+            yield from read_table(path, quarantine)
         case _:
             known = ", ".join(SUFFIXES)
             raise DataError(
@@ -94,49 +104,8 @@ def _split_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def _tables(folder: Path, pattern: str) -> list[Path]:
-    return sorted(p for p in folder.glob(pattern) if p.suffix in (".parquet", ".arrow") and p.is_file())
+    return sorted(p for p in folder.glob(pattern) if p.suffix in TABLES and p.is_file())
 
 
-def _read_table(path: Path, suffix: str, quarantine: Quarantine) -> Iterator[Located]:
-    row = 0
-    for batch in _batches(path, suffix):
-        for data in _as_rows(batch):
-            row += 1
-            quarantine.rows_in += 1
-            field, reason = flaw(data) if data is not None else (None, "not valid Unicode")
-            if data is None or reason:
-                quarantine.add(str(path), row, field, reason or "")
-            else:
-                yield Located(str(path), row, data)
-
-
-def _batches(path: Path, suffix: str) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    zipped = path.suffix == ".gz"
-    try:
-        file: Any = pa.BufferReader(gzip.decompress(path.read_bytes())) if zipped else pa.memory_map(str(path))
-        if suffix == ".parquet":
-            yield from pq.ParquetFile(file).iter_batches(batch_size=4096)
-            return
-        try:
-            yield from pa.ipc.open_stream(file)  # what `datasets` writes
-        except pa.ArrowInvalid:
-            file.seek(0)
-            reader = pa.ipc.open_file(file)
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error) as e:
-        raise DataError(str(path), f"not a whole {suffix[1:]} file: {e}") from e
-
-
-def _as_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
-    """The batch's rows as dicts; None for a row whose strings are not UTF-8."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for i in range(batch.num_rows):
-            try:
-                yield batch.slice(i, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield None
+def _suffix(path: Path) -> str:
+    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()

@@ -1,4 +1,4 @@
-"""Dedup: the reference recipe's own signatures and decisions, kept-first, and a witness for every drop."""
+"""The `datasketch` engine: the reference recipe's own signatures and decisions, and a witness for every drop."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data.dedup import Removal, dedup, jaccard, normalise, shingles
+from rlhf.data.dedup import dedup, jaccard, normalise, shingles
 from rlhf.recipe.steps import DedupStep
 
-from .support import load_one, real
+from ..support import load_one, real
+from .oracle import ENGLISH as TEXT
+from .oracle import near_duplicates
 
 datasketch = pytest.importorskip("datasketch")
-EXACT, MINHASH = DedupStep(engine="exact"), DedupStep(engine="datasketch")
-TEXT = "the film was good and the answer is yes but nobody asked about rivers or mountains when we left"
-WORDS = TEXT.split()
+MINHASH = DedupStep(engine="datasketch")
 
 
 def reference(texts: list[str], step: DedupStep) -> list[int]:
@@ -33,25 +33,6 @@ def reference(texts: list[str], step: DedupStep) -> list[int]:
         else:
             index.insert(i, signature)
     return removed
-
-
-def near_duplicates(n: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    texts: list[str] = []
-    for _ in range(n):
-        words = rng.choices(WORDS, k=40) if not texts or rng.random() < 0.5 else rng.choice(texts).split()
-        for _ in range(rng.randrange(3)):
-            words[rng.randrange(len(words))] = rng.choice(WORDS)
-        texts.append(" ".join(words))
-    return texts
-
-
-def test_exact_keeps_the_first() -> None:
-    assert dedup(["a", "b", "a", "A", "b", "a"], EXACT) == [
-        Removal(2, 0, 1.0, 1.0),
-        Removal(4, 1, 1.0, 1.0),
-        Removal(5, 0, 1.0, 1.0),
-    ]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,17 +52,17 @@ def test_bulk_signatures_are_the_references() -> None:
     assert (one.hashvalues == bulk.hashvalues).all()
 
 
-def test_case_and_punctuation_do_not_matter_but_whole_texts_do() -> None:
+def test_case_and_punctuation_do_not_matter() -> None:
     a, b = "The film was good, and long!", "the FILM was good; and... long"
     assert [r.index for r in dedup([a, b], MINHASH)] == [1]
-    assert dedup([a, b], EXACT) == []
+    assert not len(dedup([a, b], DedupStep(engine="exact")))
 
 
 def test_only_the_first_characters_count() -> None:
     head = "".join(random.Random(0).choices("abcdefghij", k=500))
     assert [r.index for r in dedup([head + "x" * 400, head + "y" * 400], MINHASH)] == [1]
     long = [head + "".join(random.Random(s).choices("klmnopqrst", k=3000)) for s in (1, 2)]
-    assert dedup(long, MINHASH.model_copy(update={"max_chars": None})) == []
+    assert not len(dedup(long, MINHASH.model_copy(update={"max_chars": None})))
 
 
 def test_texts_shorter_than_a_shingle_are_compared_whole() -> None:
@@ -94,21 +75,18 @@ def test_texts_shorter_than_a_shingle_are_compared_whole() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from([*near_duplicates(12, 5), "", "a", "abc"]), max_size=12))
 def test_every_drop_names_a_kept_earlier_witness(texts: list[str]) -> None:
-    for step in (EXACT, MINHASH):
-        removed = dedup(texts, step)
-        gone = {r.index for r in removed}
-        assert len(gone) == len(removed)
-        for r in removed:
-            assert r.witness < r.index and r.witness not in gone
-            a, b = (shingles(normalise(texts[i], 500), 5) for i in (r.index, r.witness))
-            assert r.jaccard == pytest.approx(jaccard(a, b), abs=1e-6)
-            assert abs(r.similarity - r.jaccard) < 0.2
-        assert {t for i, t in enumerate(texts) if i not in gone} >= (set(texts) if step is EXACT else set())
+    removed = list(dedup(texts, MINHASH))
+    gone = {r.index for r in removed}
+    assert len(gone) == len(removed)
+    for r in removed:
+        assert r.witness < r.index and r.witness not in gone
+        a, b = (shingles(normalise(texts[i], 500), 5) for i in (r.index, r.witness))
+        assert r.jaccard == jaccard(a, b)
+        assert abs(r.similarity - r.jaccard) < 0.2
 
 
 def test_real_prompts() -> None:
-    """KoChatGPT's prompts: as many exact duplicates as its README counts, and the reference's near-duplicates."""
+    """KoChatGPT's prompts: the reference's near-duplicates."""
     texts = [r.data["prompt"] for r in load_one(real("kochatgpt/kochatgpt_3_PPO.jsonl")).rows]
-    assert len(dedup(texts, EXACT)) == len(texts) - len(set(texts))
     few = [t for t in texts[:400] if len(normalise(t, 500)) >= 5]
     assert [r.index for r in dedup(few, MINHASH)] == reference(few, MINHASH)

@@ -16,8 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import embedded
-from .embedded import cache
+from . import cache, embedded
 from .errors import SetupError
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ instead of writing it again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,7 +38,7 @@ def to_block(rows: Sequence[Located]) -> pa.Table:
     for row in rows:
         if shape_of(row.data) != first:
             raise row.error(_mixed(rows[0].file, first, shape_of(row.data)))
-    table = pa.Table.from_pylist([r.data for r in rows], schema=schema_of(rows[0].data))
+    table = pa.Table.from_pylist([{**r.data, "group": r.group} for r in rows], schema=schema_of(rows[0].data))
     places = {"_file": [r.file for r in rows], "_row": [r.row for r in rows], "_unit": [r.unit for r in rows]}
     for name, values in places.items():
         table = table.append_column(name, pa.array(values, type=_PLACE_TYPES[name]))
@@ -79,6 +80,7 @@ class Spill:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = 0
+        self.used: set[str] = set()  # columns in which any row has a value
         self.first: tuple[str, tuple[str, str]] | None = None  # (file, (kind, form)) of the first row
         self._sink: Any = None
         self._writer: Any = None
@@ -100,6 +102,9 @@ class Spill:
             raise DataError(file, _mixed(self.first[0], self.first[1], shape), row=row)
         self._writer.write_table(block.select(self._schema.names).combine_chunks())
         self.rows += block.num_rows
+        for name in self._schema.names:
+            if name not in self.used and block.column(name).null_count < block.num_rows:
+                self.used.add(name)
 
     def add_rows(self, rows: Iterable[Located]) -> None:
         """Append rows, block by block."""
@@ -148,16 +153,48 @@ def merge(block: pa.Table, rows: list[Located]) -> pa.Table:
     return both.take(np.argsort(both.column("_row").to_numpy(), kind="stable"))
 
 
-def masked(blocks: Iterable[pa.Table], keep: Mask) -> Iterator[pa.Table]:
-    """The rows of the blocks whose place in the mask is true; blocks of which nothing is left are passed over."""
-    start = 0
-    for block in blocks:
-        part = keep[start : start + block.num_rows]
-        start += block.num_rows
-        if part.all():
-            yield block
-        elif part.any():
-            yield block.filter(pa.array(part))
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a spill: those whose place in the mask is true. Steps make new masks; only `pairs` makes a new spill."""
+
+    spill: Spill
+    keep: Mask
+
+    @classmethod
+    def all(cls, spill: Spill) -> Rows:
+        return cls(spill.close(), np.ones(spill.rows, dtype=bool))
+
+    def __len__(self) -> int:
+        return int(self.keep.sum())
+
+    def without(self, gone: Mask) -> Rows:
+        """The rows left when those at the true places of `gone` [len(self)] are taken out."""
+        keep = self.keep.copy()
+        keep[np.flatnonzero(keep)[gone]] = False
+        return Rows(self.spill, keep)
+
+    def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows in order, as `Spill.blocks` gives them; a block of which nothing is left is passed over."""
+        start = 0
+        for block in self.spill.blocks(columns):
+            part = self.keep[start : start + block.num_rows]
+            start += block.num_rows
+            if part.any():
+                yield block if part.all() else block.filter(pa.array(part))
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of numbers as an array [len(self)]; null is nan."""
+        return np.concatenate([b.column(name).to_numpy() for b in self.blocks([name])] or [np.empty(0)])
+
+    def needs(self, column: str, key: str) -> None:
+        """Raises DataError, naming the first row and the columns there are, when the rows have no such column."""
+        if column not in self.spill.columns or column not in self.spill.used:
+            there = [name for name in self.spill.columns if name in self.spill.used]
+            raise self.first().error(f"{key}: no such column; these rows have {', '.join(there)}", column)
+
+    def first(self) -> Located:
+        """The first row."""
+        return next(to_rows(next(self.blocks()).slice(0, 1)))
 
 
 def texts_of(column: pa.ChunkedArray) -> pa.ChunkedArray:

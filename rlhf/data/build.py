@@ -2,12 +2,13 @@
 
     output_dir/train/*.parquet, test/*.parquet (after a split)     what later stages and `datasets.load_dataset` read
     output_dir/quarantine.jsonl                                    rows that could not be used: file, row, field, reason
-    output_dir/removed.jsonl                                       what dedup removed, each with its witness
+    output_dir/removed.jsonl                                       what dedup and decontaminate removed, each with its witness
     output_dir/report.json                                         rows in, rows out, dropped by reason, source by source and step by step
 
-The balance is asserted, not hoped for: sources and dedup and split have rows_in = rows_out + dropped; `pairs` expands,
-so it has rankings_in = rankings_with_pairs + rankings_without_pairs and candidate_pairs = pairs_out + dropped_pairs; and in
-all, rows_in + expanded = rows_out + dropped. Files are written aside and renamed: a failed build leaves the last one's.
+The rows go through a file (`blocks.Spill`), so memory does not grow with their number. The balance is asserted, not hoped for: sources
+and dedup and split have rows_in = rows_out + dropped; `pairs` expands, so it has rankings_in = rankings_with_pairs +
+rankings_without_pairs and candidate_pairs = pairs_out + dropped_pairs; and in all, rows_in + expanded = rows_out + dropped. Files
+are written aside and renamed: a failed build leaves the last one's.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.data.dedup import dedup
-from rlhf.data.load import Loaded, load
+from rlhf.data.blocks import Rows, Spill, to_rows
+from rlhf.data.load import Stream
+from rlhf.data.output import show, write_side
 from rlhf.data.rankings import pairs_of
-from rlhf.data.rows import Located, kind_of, text_of
-from rlhf.data.split import held_out
-from rlhf.data.tables import write_rows
+from rlhf.data.rows import Located, Quarantine
+from rlhf.data.split import split_rows
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import DataRecipe
-from rlhf.recipe.steps import DedupStep, PairsStep, SplitStep
+from rlhf.recipe.steps import PairsStep, SplitStep
 
 OUTPUTS = ("report.json", "train", "test", "quarantine.jsonl", "removed.jsonl")  # the report goes first and comes last
 
@@ -37,34 +39,25 @@ OUTPUTS = ("report.json", "train", "test", "quarantine.jsonl", "removed.jsonl") 
 def build(recipe: DataRecipe) -> dict[str, Any]:
     """Run the recipe's sources and steps, write the folder, and return the report.
 
-    Raises DataError when no row is left, for rows of different kinds, and for a step that its rows do not fit.
+    Raises DataError when no row is left, for rows of different kinds, for a step that its rows do not fit, and with `strict` for
+    the first row that cannot be used.
     """
     split = _split_of(recipe)
-    loaded = load(recipe.sources)
-    rows = loaded.rows
-    kind = _one_kind(rows)
-    steps: list[dict[str, Any]] = []
-    removed: list[dict[str, Any]] = []
-    for step in recipe.steps:
-        if step.pairs is not None:
-            rows, report = _pairs(rows, step.pairs)
-        elif step.dedup is not None:
-            rows, report, gone = _dedup(rows, step.dedup)
-            removed += [{"step": len(steps) + 1, **r} for r in gone]
-        else:
-            break
-        steps.append(report)
-        if not rows:
-            raise DataError(recipe.sources[0].path, f"no row is left after step {len(steps)}: {json.dumps(report)}")
-    sides = {"train": rows}
-    if split is not None:
-        sides, report = _split(rows, split, recipe.seed)
-        steps.append(report)
-    summary = _summary(recipe, loaded, kind, sides, steps)
-    has_dedup = any(s.dedup is not None for s in recipe.steps)
-    _write(Path(recipe.output_dir), sides, loaded, removed if has_dedup else None, summary)
-    _show(summary)
-    return summary
+    with _aside(Path(recipe.output_dir)) as (new, scratch):
+        with (new / "quarantine.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as sink:
+            stream = Stream(recipe.sources, seed=recipe.seed, quarantine=Quarantine(strict=recipe.strict, sink=sink))
+            spill = Spill(scratch / "sources")
+            for block in stream.blocks():
+                spill.add(block)
+        rows = Rows.all(spill)
+        rows, steps = _steps(recipe, rows, new, scratch)
+        sides, report = split_rows(rows, split, recipe.seed)
+        report = _summary(recipe, stream, spill.kind, rows, sides, [*steps, *([report] if report else [])])
+        for side, part in sides.items():
+            write_side(new / side, part)
+        (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(report)
+    return report
 
 
 def _split_of(recipe: DataRecipe) -> SplitStep | None:
@@ -75,104 +68,70 @@ def _split_of(recipe: DataRecipe) -> SplitStep | None:
     return recipe.steps[-1].split if places else None
 
 
-def _one_kind(rows: list[Located]) -> str:
-    first = rows[0]
-    shapes = [(kind_of(r.data), "messages" if isinstance(r.data["prompt"], list) else "text") for r in rows]
-    for row, shape in zip(rows, shapes, strict=True):
-        if shape != shapes[0]:
-            a, b = (f"{kind} rows of {form}" for kind, form in (shapes[0], shape))
-            raise row.error(f"one folder holds rows of one kind: {first.file} has {a}, this is one of the {b}")
-    return shapes[0][0]
+def _steps(recipe: DataRecipe, rows: Rows, new: Path, scratch: Path) -> tuple[Rows, list[dict[str, Any]]]:
+    """The steps before the split, in order."""
+    from rlhf.data.matching import remove_duplicates, remove_matches
+
+    reports: list[dict[str, Any]] = []
+    with (new / "removed.jsonl").open("w", encoding="utf-8") as removed:
+        for number, step in enumerate(recipe.steps, 1):
+            place = scratch / f"step-{number}"
+            if step.pairs is not None:
+                rows, report = _pairs(rows, step.pairs, Spill(place), recipe.seed)
+            elif step.dedup is not None:
+                rows, report = remove_duplicates(rows, step.dedup, place, removed)
+            elif step.decontaminate is not None:
+                rows, report = remove_matches(rows, step.decontaminate, place, removed, recipe.seed)
+            else:
+                break
+            reports.append(report)
+            if not len(rows):
+                raise DataError(recipe.sources[0].path, f"no row is left after step {number}: {json.dumps(report)}")
+    if not any(step.dedup or step.decontaminate for step in recipe.steps):
+        (new / "removed.jsonl").unlink()
+    return rows, reports
 
 
-def _pairs(rows: list[Located], step: PairsStep) -> tuple[list[Located], dict[str, Any]]:
-    out: list[Located] = []
+def _pairs(rows: Rows, step: PairsStep, spill: Spill, seed: int) -> tuple[Rows, dict[str, Any]]:
     without: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    candidates = 0
-    for row in rows:
-        if kind_of(row.data) != "ranking":
-            raise row.error(f"the step pairs needs rankings, this is a {kind_of(row.data)} row")
-        try:
-            made, pairs = pairs_of(row.data, step)
-        except ValueError as e:
-            raise row.error(str(e), "scores") from e
-        out += [replace(row, data=data) for data in made]
-        dropped += pairs.dropped
-        candidates += pairs.candidates
-        if not made:
-            without[pairs.dropped.most_common(1)[0][0]] += 1
-    assert candidates == len(out) + dropped.total()
-    return out, {
+    candidates = used = 0
+
+    def made() -> Iterator[Located]:
+        nonlocal candidates, used
+        for row in (row for block in rows.blocks() for row in to_rows(block)):
+            try:
+                found, pairs = pairs_of(row.data, step, seed)
+            except ValueError as e:
+                raise row.error(str(e), "scores") from e
+            dropped.update(pairs.dropped)
+            candidates += pairs.candidates
+            used += bool(found)
+            if not found:
+                without[pairs.dropped.most_common(1)[0][0]] += 1
+            yield from (replace(row, data=data) for data in found)
+
+    if rows.spill.kind != "ranking":
+        raise rows.first().error(f"the step pairs needs rankings, this is a {rows.spill.kind} row")
+    spill.add_rows(made())
+    assert candidates == spill.rows + dropped.total()
+    return Rows.all(spill), {
         "step": "pairs",
         **step.model_dump(),
         "rankings_in": len(rows),
-        "rankings_with_pairs": len({r.serial for r in out}),
+        "rankings_with_pairs": used,
         "rankings_without_pairs": dict(without),
         "candidate_pairs": candidates,
-        "pairs_out": len(out),
+        "pairs_out": spill.rows,
         "dropped_pairs": dict(dropped),
     }
 
 
-def _dedup(rows: list[Located], step: DedupStep) -> tuple[list[Located], dict[str, Any], list[dict[str, Any]]]:
-    """Pairs made of one ranking share its prompt: such rows count as one text, and stay or go together."""
-    units: dict[tuple[int, str], list[Located]] = {}
-    for row in rows:
-        if step.column not in row.data:
-            raise row.error(f"dedup.column: no such column; these rows have {', '.join(row.data)}", step.column)
-        units.setdefault((row.serial, _flat(row.data[step.column])), []).append(row)
-    members = list(units.values())
-    removals = {r.index: r for r in dedup([text for _, text in units], step)}
-    gone = [
-        {
-            "file": row.file,
-            "row": row.row,
-            "column": step.column,
-            "engine": step.engine,
-            "witness": {"file": members[r.witness][0].file, "row": members[r.witness][0].row},
-            "similarity": r.similarity,
-            "jaccard": r.jaccard,
-        }
-        for r in removals.values()
-        for row in members[r.index]
-    ]
-    dropped = {id(row) for index in removals for row in members[index]}
-    kept = [row for row in rows if id(row) not in dropped]
-    assert len(rows) == len(kept) + len(gone)
-    counts = {"duplicate": len(gone)} if gone else {}
-    report = {"step": "dedup", **step.model_dump(), "rows_in": len(rows), "rows_out": len(kept), "dropped": counts}
-    return kept, report, gone
-
-
-def _split(rows: list[Located], step: SplitStep, seed: int) -> tuple[dict[str, list[Located]], dict[str, Any]]:
-    for row in rows:
-        if step.by not in row.data:
-            raise row.error(f"split.by: no such column; these rows have {', '.join(row.data)}", step.by)
-    keys = [_flat(row.data[step.by]) for row in rows]
-    test = held_out(keys, step.test, seed)
-    sides = {
-        "train": [row for row, key in zip(rows, keys, strict=True) if key not in test],
-        "test": [row for row, key in zip(rows, keys, strict=True) if key in test],
-    }
-    counts = {side: len(part) for side, part in sides.items()}
-    assert sum(counts.values()) == len(rows)
-    report = {"step": "split", "share": step.test, "by": step.by, "rows_in": len(rows), "rows_out": len(rows)}
-    return sides, report | {"dropped": {}, **counts}
-
-
-def _flat(value: Any) -> str:
-    """A column's value as one text: text, messages, or a list of either."""
-    if isinstance(value, list) and not (value and isinstance(value[0], dict)):
-        return "\n".join(map(_flat, value))
-    return text_of(value) if isinstance(value, str | list) else str(value)
-
-
 def _summary(
-    recipe: DataRecipe, loaded: Loaded, kind: str, sides: dict[str, list[Located]], steps: list[dict[str, Any]]
+    recipe: DataRecipe, stream: Stream, kind: str, rows: Rows, sides: dict[str, Rows], steps: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    dropped = Counter(loaded.dropped)
-    expanded = 0
+    dropped = Counter(stream.dropped)
+    expanded = stream.repeated
     for step in steps:
         if step["step"] == "pairs":
             expanded += step["pairs_out"] - step["rankings_with_pairs"]
@@ -180,73 +139,42 @@ def _summary(
             assert step["rankings_in"] == step["rankings_with_pairs"] + sum(step["rankings_without_pairs"].values())
         else:
             dropped += Counter(step["dropped"])
-    rows_in, rows_out = loaded.quarantine.rows_in, sum(map(len, sides.values()))
+    rows_in, rows_out = stream.rows_in, sum(map(len, sides.values()))
     assert rows_in + expanded == rows_out + dropped.total(), (rows_in, expanded, rows_out, dropped)
     return {
         "output_dir": recipe.output_dir,
-        "kind": kind_of(sides["train"][0].data),
+        "kind": rows.spill.kind,
         "source_kind": kind,
         "rows_in": rows_in,
         "expanded": expanded,
         "rows_out": rows_out,
         "dropped": dict(dropped),
-        "splits": {side: len(rows) for side, rows in sides.items()},
-        "sources": loaded.sources,
+        "splits": {side: len(part) for side, part in sides.items()},
+        "sources": stream.sources,
         "steps": steps,
     }
 
 
-def _write(
-    folder: Path,
-    sides: dict[str, list[Located]],
-    loaded: Loaded,
-    removed: list[dict[str, Any]] | None,
-    report: dict[str, Any],
-) -> None:
-    """All files into a hidden folder first; then the old ones go and the new ones take their names, the report last."""
+@contextmanager
+def _aside(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Hidden folders to write the new files and the scratch files into; then the old files go and the new take their names.
+
+    Leftovers of a build that was killed are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".build-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     aside = folder / f".build-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    new, old = aside / "new", aside / "old"
-    old.mkdir(parents=True)
+    new, old, scratch = aside / "new", aside / "old", aside / "scratch"
+    for part in (new, old, scratch):
+        part.mkdir(parents=True)
     try:
-        for side, rows in sides.items():
-            write_rows(new / side / "00000.parquet", [row.data for row in rows])
-        _write_lines(new / "quarantine.jsonl", loaded.quarantine.entries)
-        if removed is not None:
-            _write_lines(new / "removed.jsonl", removed)
-        (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        yield new, scratch
         for name in filter(lambda n: (folder / n).exists(), OUTPUTS):
             (folder / name).rename(old / name)
         for name in filter(lambda n: (new / n).exists(), reversed(OUTPUTS)):
             (new / name).rename(folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_lines(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    lines = (json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace") for entry in entries)
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-
-
-def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("", "rows in", "rows out", "dropped")
-    for source in report["sources"]:
-        name = f"{source['path']} ({source['format']}{', recognised' if source['recognised'] else ''})"
-        table.add_row(escape(name), str(source["rows_in"]), str(source["rows_out"]), _counts(source["dropped"]))
-    for step in report["steps"]:
-        if step["step"] == "pairs":
-            lost = _counts(step["dropped_pairs"])
-            table.add_row("pairs", f"{step['rankings_in']} rankings", f"{step['pairs_out']} pairs", lost)
-        else:
-            shown = f"{step['train']} train, {step['test']} test" if step["step"] == "split" else str(step["rows_out"])
-            table.add_row(step["step"], str(step["rows_in"]), shown, _counts(step["dropped"]))
-    Console().print(table)
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return "\n".join(f"{n} {reason}" for reason, n in counts.items())
+        if not any(folder.iterdir()):  # a failed first build leaves nothing
+            folder.rmdir()

@@ -168,7 +168,7 @@ class Stream:
         rows = []
         for located in raw:
             try:
-                data = convert(located, format, source.columns)
+                data = convert(located, format, source)
             except DataError as error:
                 self.quarantine.catch(error)
                 continue
@@ -177,7 +177,6 @@ class Stream:
                 unit = self._units
             else:
                 unit = _unit_of(number, located.group)
-                data = data | {"group": located.group}
             rows.append(Located(located.file, located.row, data, unit, located.group))
         return rows
 

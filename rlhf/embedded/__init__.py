@@ -10,9 +10,8 @@ import difflib
 import importlib.util
 from pathlib import Path
 
-from .. import manifest
+from .. import cache, manifest
 from ..errors import RecipeError, SetupError
-from . import cache
 
 PREFIX = "embedded:"
 NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews")

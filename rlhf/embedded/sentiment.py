@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import cache as disk
 from ..errors import RecipeError, SetupError
-from . import cache as disk
 from . import reviews
 from .reviews import Snippet
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.embedded import cache
+from rlhf import cache
 from rlhf.errors import SetupError
 
 
@@ -100,7 +100,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(make: Maker, tmp_path: 
 PROGRAM = """
 import time
 from pathlib import Path
-from rlhf.embedded import cache
+from rlhf import cache
 
 def make(folder):
     with open({log!r}, "a") as log:

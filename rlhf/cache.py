@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import SetupError
-from ..manifest import NAME as MANIFEST
-from ..manifest import atomic_folder, problems
+from .errors import SetupError
+from .manifest import NAME as MANIFEST
+from .manifest import atomic_folder, problems
 
 __all__ = ["MANIFEST", "folder", "root"]
 

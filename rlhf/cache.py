@@ -1,4 +1,4 @@
-"""A folder made once, checked always: the cache under the built-in model and data.
+"""A folder made once, checked always: the cache under the built-in model and data, and under tokenised rows.
 
 On top of `rlhf.manifest` (a folder is whole or not there) stands a file lock, so that two processes that want the same
 folder at once make it once, and a version, so that a folder of an older rlhf is made again.
@@ -28,12 +28,15 @@ def root() -> Path:
     return Path(os.environ.get("RLHF_CACHE") or "~/.cache/rlhf").expanduser()
 
 
-def folder(name: str, version: str, make: Callable[[Path], None]) -> Path:
-    """The cached folder `name`, made by `make(empty_folder)` if it is missing, of another version, or damaged.
+def folder(
+    name: str, version: str, make: Callable[[Path], None], *, parent: Path | None = None, quiet: bool = False
+) -> Path:
+    """The cached folder `name` (in `parent`, else in `root()`), made by `make(empty_folder)` if it is missing, of another
+    version, or damaged; unless `quiet`, stderr says so.
 
     Raises SetupError when the cache cannot be written (read-only, full disk); what else `make` raises passes through.
     """
-    target = root() / name
+    target = (parent or root()) / name
     if _whole(target, version):
         return target
     from filelock import FileLock
@@ -42,7 +45,10 @@ def folder(name: str, version: str, make: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{name}.lock"):
             if not _whole(target, version):  # again: another process may have made it while this one waited
-                _say(f"making {target} (once)" if not target.exists() else f"making {target} again: {_why(target)}")
+                if target.exists():
+                    _say(f"making {target} again: {_why(target)}")
+                elif not quiet:
+                    _say(f"making {target} (once)")
                 with atomic_folder(target) as partial:
                     make(partial)
                     (partial / MADE_BY).write_text(version, encoding="utf-8")

@@ -112,11 +112,11 @@ def _show_segment(
         trained = [label != IGNORE_INDEX for label in labels]
         if i == 0:
             _show_tokens("prompt", ids[:prompt], trained[:prompt], tokenizer, console)
-        _show_tokens(_name(segment, row, i), ids[prompt:], trained[prompt:], tokenizer, console)
+        _show_tokens(_name(segment, i), ids[prompt:], trained[prompt:], tokenizer, console)
 
 
-def _name(segment: Segment, row: Located, i: int) -> str:
-    if "chosen" in row.data:
+def _name(segment: Segment, i: int) -> str:
+    if list(segment.grades) == [1, 0]:
         margin = f" (margin {segment.margin:g})" if segment.margin is not None and i == 0 else ""
         return ("chosen", "rejected")[i] + margin
     return f"completion {i} (grade {segment.grades[i]:g})" if segment.grades else "completion"

@@ -19,15 +19,19 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass
 class Sampler:
     """The batch plan over `lengths` (one token count a row, `Segment.num_tokens`)."""
 
-    lengths: Sequence[int]
+    lengths: Sequence[int] | Ints
     batch_size: int = 1
     max_tokens: int | None = None
     seed: int = 0
@@ -36,7 +40,7 @@ class Sampler:
     world_size: int = 1
     accumulation: int = 1
     _starts: list[int] = field(default_factory=lambda: [0], init=False, repr=False)  # first step of each known epoch
-    _cached: tuple[int, list[list[list[int]]]] | None = field(default=None, init=False, repr=False)
+    _cached: tuple[int, Ints, Ints] | None = field(default=None, init=False, repr=False)  # epoch, order, batch starts
 
     def __post_init__(self) -> None:
         if not len(self.lengths):
@@ -55,7 +59,7 @@ class Sampler:
         """Optimizer steps in one epoch."""
         if self.max_tokens is None:
             return math.ceil(len(self.lengths) / (self.batch_size * self._slots))
-        return len(self._plan(epoch))
+        return math.ceil((len(self._plan(epoch)[1]) - 1) / self._slots)
 
     def total_steps(self, num_train_epochs: float) -> int:
         """Optimizer steps in so many epochs; a part of an epoch rounds up to a whole step."""
@@ -76,8 +80,15 @@ class Sampler:
         if step < 0:
             raise ValueError("steps count from 0")
         epoch = self.epoch_of(step)
-        slots = self._plan(epoch)[step - self._start_of(epoch)]
-        return slots[self.rank :: self.world_size]
+        order, starts = self._plan(epoch)
+        window = step - self._start_of(epoch)
+        if self.max_tokens is None:
+            size = self.batch_size * self._slots
+            slots = _deal(order[window * size : (window + 1) * size].tolist(), self._slots)
+        else:
+            cuts = starts[window * self._slots : (window + 1) * self._slots + 1].tolist()
+            slots = [order[a:b].tolist() for a, b in pairwise(cuts)]
+        return _even(slots, self.world_size)[self.rank :: self.world_size]
 
     @property
     def _slots(self) -> int:
@@ -90,24 +101,15 @@ class Sampler:
             self._starts.append(self._starts[-1] + self.steps_in(len(self._starts) - 1))
         return self._starts[epoch]
 
-    def _order(self, epoch: int) -> list[int]:
-        if not self.shuffle:
-            return list(range(len(self.lengths)))
-        order: list[int] = np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths)).tolist()
-        return order
-
-    def _plan(self, epoch: int) -> list[list[list[int]]]:
-        """All of an epoch's windows, each as its slots in the order (microbatch, rank)."""
+    def _plan(self, epoch: int) -> tuple[Ints, Ints]:
+        """An epoch's order of rows, and with a token budget where in it each batch starts (and the end)."""
         if self._cached is None or self._cached[0] != epoch:
-            order = self._order(epoch)
-            if self.max_tokens is None:
-                size = self.batch_size * self._slots
-                windows = [_deal(order[i : i + size], self._slots) for i in range(0, len(order), size)]
-            else:
-                batches = _pack(order, self.lengths, self.max_tokens)
-                windows = [batches[i : i + self._slots] for i in range(0, len(batches), self._slots)]
-            self._cached = epoch, [_even(slots, self.world_size) for slots in windows]
-        return self._cached[1]
+            n = len(self.lengths)
+            order = np.random.default_rng([self.seed, epoch]).permutation(n) if self.shuffle else np.arange(n)
+            lengths = np.asarray(self.lengths)
+            starts = _pack(lengths[order], self.max_tokens) if self.max_tokens else np.empty(0, dtype=np.int64)
+            self._cached = epoch, order, starts
+        return self._cached[1:]
 
 
 def _deal(rows: list[int], slots: int) -> list[list[int]]:
@@ -118,17 +120,17 @@ def _deal(rows: list[int], slots: int) -> list[list[int]]:
     return [rows[end - size : end] for size, end in zip(sizes, ends, strict=True) if size]
 
 
-def _pack(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows in order, a new batch whenever the next row would go over the budget; a row over it goes alone."""
-    batches: list[list[int]] = []
-    room = -1  # the first row opens the first batch
-    for row in order:
-        if lengths[row] > room:
-            batches.append([])
-            room = budget
-        batches[-1].append(row)
-        room -= lengths[row]
-    return batches
+def _pack(lengths: Ints, budget: int) -> Ints:
+    """Where the batches start in rows of these lengths, and the end: a new one whenever the next row would go over the budget.
+
+    A row over the budget goes alone.
+    """
+    ends = np.cumsum(lengths)
+    starts = [0]
+    while starts[-1] < len(lengths):
+        before = ends[starts[-1] - 1] if starts[-1] else 0
+        starts.append(max(int(np.searchsorted(ends, before + budget, side="right")), starts[-1] + 1))
+    return np.array(starts)
 
 
 def _even(slots: list[list[int]], world_size: int) -> list[list[int]]:

@@ -10,17 +10,22 @@ a bad row costs itself only.
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from rlhf.data.readers.csv_rows import read_csv
+from rlhf.data.readers.json_rows import read_json
+from rlhf.data.readers.nested import unnest
 from rlhf.data.rows import Located, Quarantine
-from rlhf.data.textfiles import TextFile, read_csv, read_json
+from rlhf.data.selection import select
+from rlhf.data.textfiles import TextFile
 from rlhf.errors import DataError
-from rlhf.recipe.sections import SourceSection
+from rlhf.recipe.sections import Format, SourceSection
 
 TABLES = (".parquet", ".arrow")
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", *TABLES)
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".xml", *TABLES)
 
 
 def read(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
@@ -29,8 +34,32 @@ def read(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
     `max_rows` takes the first so many readable rows and looks no further. Raises DataError for a missing file, a file
     that is not what its name says, or a folder without the split.
     """
-    rows = (located for path in files_of(source) for located in read_file(path, quarantine))
+    rows = select(_rows(source, quarantine), source, quarantine)
     yield from islice(rows, source.max_rows)
+
+
+def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
+    if is_on_hub(source):
+        from rlhf.data.readers.hub import read_hub
+
+        rows = read_hub(source, quarantine)
+    else:
+        files = files_of(source)
+        rows = (located for path in files for located in read_file(path, quarantine, source.format))
+    if source.format not in (None, "squad", "oasst"):
+        return rows
+    return (part for row in rows for part in unnest(row, source.format, quarantine))
+
+
+def is_on_hub(source: SourceSection) -> bool:
+    """Whether the path is the name of a data set of the hub, `owner/name`, and no file or folder."""
+    path = Path(source.path)
+    if path.exists() or source.path.startswith("embedded:") or glob.has_magic(source.path):
+        return False
+    return (
+        _suffix(path) not in SUFFIXES
+        and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source.path) is not None
+    )
 
 
 def files_of(source: SourceSection) -> list[Path]:
@@ -53,6 +82,12 @@ def files_of(source: SourceSection) -> list[Path]:
     return found
 
 
+def identity(source: SourceSection) -> list[Path]:
+    """Every file whose content decides what the source yields."""
+    lists = [Path(values) for values in (source.where or {}).values() if isinstance(values, str)]
+    return [*files_of(source), *lists]
+
+
 def table_files(source: SourceSection) -> list[Path]:
     """The source's files where all of them are parquet or arrow and their rows are taken as they come, else none."""
     if source.where or source.max_rows:
@@ -66,13 +101,18 @@ def table_files(source: SourceSection) -> list[Path]:
     return files if all(_suffix(path) in TABLES for path in files) else []
 
 
-def read_file(path: Path, quarantine: Quarantine) -> Iterator[Located]:
+def read_file(path: Path, quarantine: Quarantine, format: Format | None = None) -> Iterator[Located]:
     """One file's rows, by its suffix; `.gz` after it is unpacked on the way."""
     suffix = _suffix(path)
     match suffix:
-        case ".json" | ".jsonl":
+        case ".json" | ".jsonl" | ".txt":
             with TextFile(path, str(path), quarantine) as file:
-                yield from read_json(file)
+                yield from read_json(file, format, is_text=suffix == ".txt")
+        case ".xml":
+            from rlhf.data.readers.dump import read_dump
+
+            with TextFile(path, str(path), quarantine) as file:
+                yield from read_dump(file)
         case ".csv" | ".tsv":
             with TextFile(path, str(path), quarantine) as file:
                 yield from read_csv(file, "," if suffix == ".csv" else "\t")

@@ -161,11 +161,6 @@ class Segments(Sequence[Segment]):
         """Tokens of each segment."""
         return np.empty(0, dtype=np.int64) if self._folder is None else self._folder.num_tokens
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash over every token and number of the rows: a resumed run must see the very same ones."""
-        return "" if self._folder is None else self._folder.fingerprint
-
     def _at(self, index: int) -> Segment:
         assert self._folder is not None
         prompt, *completions = self._folder.parts(index)

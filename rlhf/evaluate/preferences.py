@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ..data.dataset import tokenize
-from ..data.rows import text_of
 from ..data.segments import Segment, collate
 from ..embedded import resolve
 from ..errors import RecipeError
@@ -31,7 +30,7 @@ class Pairs:
     """Held-out pairs, the chosen completion first; `prompts` says which pairs share one."""
 
     segments: list[Segment]
-    prompts: list[str]
+    prompts: list[tuple[int, ...]]
     report: dict[str, Any]
 
 
@@ -44,7 +43,8 @@ def load_pairs(
     """Preference rows as one tokenizer sees them; those longer than the model's context are left out and counted."""
     section = DataSection(train=list(sources), template=template, max_length=context or UNLIMITED, on_overflow="drop")
     rows = tokenize(section, tokenizer, {"preference"})
-    return Pairs(rows.segments, [text_of(row.data["prompt"]) for row in rows.rows], rows.report)
+    segments = list(rows.segments)
+    return Pairs(segments, [tuple(segment.prompt_ids) for segment in segments], rows.report)
 
 
 def reward_accuracy(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.sampler import Sampler
 from ..data.segments import Segment, SegmentBatch, collate
+from ..data.tokens import Segments
 from ..losses import LossOutput
 from ..recipe.schema import TrainRecipe
 from ..recipe.sections import TrainingSection
@@ -37,7 +36,7 @@ class Batches:
         self._device = accelerator.device
         self._score_prompt = score_prompt
         self._sampler = Sampler(
-            lengths=[s.num_tokens for s in segments],
+            lengths=segments.lengths if isinstance(segments, Segments) else [s.num_tokens for s in segments],
             batch_size=training.per_device_train_batch_size,
             max_tokens=training.max_tokens_per_batch,
             seed=seed,
@@ -67,22 +66,29 @@ class HeldOut:
         *,
         score_prompt: bool = False,
     ) -> None:
-        self._accelerator = accelerator
-        size = training.per_device_eval_batch_size
-        mine = segments[accelerator.process_index :: accelerator.num_processes]
-        self._batches = [collate(mine[i : i + size], score_prompt=score_prompt) for i in range(0, len(mine), size)]
-        self._any = bool(segments)
+        self._accelerator, self._segments, self._score_prompt = accelerator, segments, score_prompt
+        self._mine = range(accelerator.process_index, len(segments), accelerator.num_processes)
+        self._size = training.per_device_eval_batch_size
+        self._count: float | None = None
+
+    def batches(self) -> Iterator[SegmentBatch]:
+        """This rank's rows, a batch at a time."""
+        for start in range(0, len(self._mine), self._size):
+            rows = [self._segments[i] for i in self._mine[start : start + self._size]]
+            yield collate(rows, score_prompt=self._score_prompt)
 
     def evaluate(self, stage: Stage, module: nn.Module) -> dict[str, float]:
         """The stage's own metrics, averaged as its loss is; the unwrapped module, since ranks may hold unequal rows."""
-        if not self._any:
+        if not len(self._segments):
             return {}
         device = self._accelerator.device
-        count = torch.tensor(float(sum(stage.count(b) for b in self._batches)), device=device)
+        if self._count is None:
+            self._count = float(sum(stage.count(batch) for batch in self.batches()))
+        count = torch.tensor(self._count, device=device)
         count = self._accelerator.reduce(count, "sum").clamp(min=1)
         bare = self._accelerator.unwrap_model(module)
         totals: dict[str, torch.Tensor] = {}
-        for batch in self._batches:
+        for batch in self.batches():
             for name, value in stage.forward_loss(bare, batch.to(device), count).metrics.items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value
         shares = self._accelerator.gather_for_metrics(
@@ -119,14 +125,3 @@ class Supervised(ABC):
 
     def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Nothing beside the parameters."""
-
-
-def fingerprint(segments: Sequence[Segment]) -> str:
-    """A hash of every token of the rows: a resumed run must see the very same data."""
-    digest = hashlib.blake2b(digest_size=16)
-    for segment in segments:
-        for ids in (segment.prompt_ids, *segment.completion_ids):
-            digest.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
-        numbers = [len(segment.completion_ids), segment.margin is not None, segment.margin or 0.0, *segment.grades]
-        digest.update(np.asarray(numbers, dtype=np.float64).tobytes())
-    return digest.hexdigest()

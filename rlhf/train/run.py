@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from ..manifest import atomic_folder
 from ..models.load import load_tokenizer
 from ..models.save import save_final
 from ..recipe.schema import DpoRecipe, PpoRecipe, TrainRecipe
-from .batches import fingerprint
 from .checkpoint import Checkpoints
 from .dpo import Dpo
 from .loop import fit
@@ -38,8 +38,8 @@ STAGES: dict[str, Any] = {"sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": Ppo}
 class Rows:
     """Tokenised rows for either kind of stage, their report, and a hash of their tokens."""
 
-    train: list[Any]
-    held_out: list[Any]
+    train: Sequence[Any]
+    held_out: Sequence[Any]
     report: dict[str, Any]
     digest: str
 
@@ -92,16 +92,17 @@ def load_rows(recipe: TrainRecipe, tokenizer: Any) -> Rows:
         longest = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
         overflow = "error" if recipe.data.on_overflow == "error" else "drop"  # a prompt is never cut
         sides = [
-            prompts(sources, tokenizer, recipe.data.template, longest, overflow)
+            prompts(sources, tokenizer, recipe.data.template, longest, overflow, seed=recipe.seed)
             for sources in (recipe.data.train, recipe.data.eval)
         ]
         train, held_out = [[Prompt(text_of(text), ids) for text, ids in side] for side in sides]
         return Rows(
             train, held_out, {"train": sides[0].report, "eval": sides[1].report}, _digest([p.ids for p in train])
         )
-    parts = [tokenize(recipe.data, tokenizer, KINDS[recipe.method], which) for which in ("train", "eval")]
+    kinds = KINDS[recipe.method]
+    parts = [tokenize(recipe.data, tokenizer, kinds, which, seed=recipe.seed) for which in ("train", "eval")]
     report = {"train": parts[0].report, "eval": parts[1].report}
-    return Rows(parts[0].segments, parts[1].segments, report, fingerprint(parts[0].segments))
+    return Rows(parts[0].segments, parts[1].segments, report, parts[0].fingerprint)
 
 
 def _identity(recipe: TrainRecipe, data: str) -> dict[str, str]:

@@ -1,0 +1,127 @@
+"""Where tokenised rows are kept, and the key they are kept under.
+
+The key holds everything that tokens and report depend on: the content of every source file, how the recipe reads it, the tokenizer, the
+template, the limits, the seed, and the code of this package that turns one into the other. TRL's cache of reference log-probabilities leaves
+some of that out and has a hit where it should not; a row too many in the key costs a second tokenisation, one too few a wrong run.
+
+`$RLHF_TOKENS`, else `tokens` in the cache folder (see `rlhf.cache`). `rlhf data cache` lists and cleans it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf import __version__, cache, manifest
+from rlhf.data.sources import identity
+from rlhf.data.tokens import TokenFolder
+from rlhf.recipe.sections import SourceSection, TemplateSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def root() -> Path:
+    """The folder of all token folders."""
+    return Path(os.environ.get("RLHF_TOKENS") or cache.root() / "tokens").expanduser()
+
+
+def token_folder(
+    sources: Sequence[SourceSection],
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSection,
+    what: Mapping[str, Any],
+    seed: int,
+    make: Callable[[Path], None],
+) -> TokenFolder:
+    """The folder for these rows, made by `make(empty_folder)` unless it is there. What `make` raises passes through.
+
+    A process that wants the folder while another makes it waits for that one. Raises SetupError when the cache cannot be written.
+    """
+    key = {
+        "version": __version__,
+        "code": _code(),
+        "tokenizer": _tokenizer(tokenizer),
+        "template": template.model_dump(),
+        "seed": seed,
+        "what": dict(what),
+        "sources": [[source.model_dump(), [_file(name) for name in identity(source)]] for source in sources],
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return TokenFolder(cache.folder(name, __version__, make, parent=root(), quiet=True))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder of the cache: its path, its size in bytes, when it was made (seconds since 1970), its rows, its sources."""
+
+    path: Path
+    bytes: int
+    made: float
+    rows: int
+    sources: list[str]
+
+
+def entries() -> Iterator[Entry]:
+    """What the cache holds, the newest first; a folder that is not whole has no rows."""
+    folders = [p for p in root().glob("[!.]*") if p.is_dir()]
+    for path in sorted(folders, key=lambda p: -p.stat().st_mtime):
+        try:
+            report = json.loads((path / "report.json").read_text(encoding="utf-8"))["report"]
+        except (OSError, ValueError, KeyError):
+            report = {"rows_out": 0, "sources": []}
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        yield Entry(path, size, path.stat().st_mtime, report["rows_out"], [s["path"] for s in report["sources"]])
+
+
+def clean(older_than_days: float = 0) -> tuple[int, int]:
+    """Remove the folders made longer ago than that; returns how many folders and bytes."""
+    gone = [entry for entry in entries() if time.time() - entry.made >= older_than_days * 86400]
+    for entry in gone:
+        shutil.rmtree(entry.path)
+    return len(gone), sum(entry.bytes for entry in gone)
+
+
+def _file(path: Path) -> list[str]:
+    """A file's name and the hash of its content, which is kept with size and time of change so that it is computed once."""
+    stat = path.stat()
+    about = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ino}".encode()).hexdigest()
+    known = root() / ".digests" / about[:32]
+    try:
+        return [str(path), known.read_text()]
+    except OSError:
+        digest = manifest.sha256(path)
+    partial = known.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # it only saves time; a cache that cannot be written is told by who needs it
+        known.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(digest)
+        partial.replace(known)
+    return [str(path), digest]
+
+
+@once
+def _code() -> str:
+    """A hash of this package's source: what was made by other code is made again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides a tokenizer's ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    options = {k: repr(v) for k, v in sorted(getattr(tokenizer, "init_kwargs", {}).items())}
+    special = [str(token) for token in tokenizer.all_special_tokens]
+    about = [type(tokenizer).__name__, whole, tokenizer.chat_template, special, options]
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.data.dedup.bands import choose_bands
-from rlhf.data.dedup.interpreted import greedy
 from rlhf.data.dedup.removals import Removals
 from rlhf.data.dedup.texts import Texts
 from rlhf.recipe.steps import MatchSection
 
 
 def fast(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
-    """See `rlhf.data.dedup.dedup`."""
-    return greedy(texts, step, choose_bands(step.threshold, step.num_perm), order, reference)
+    """See `rlhf.data.dedup.dedup`. Compiled where numba is installed; the same result in NumPy, slower, where it is not."""
+    bands = choose_bands(step.threshold, step.num_perm)
+    if importlib.util.find_spec("numba") is None:
+        from rlhf.data.dedup.interpreted import greedy
+    else:
+        from rlhf.data.dedup.compiled import greedy
+    return greedy(texts, step, bands, order, reference)

@@ -1,0 +1,96 @@
+"""The `fast` engine on numba: memory for the kernels, and the loop that feeds them blocks. One thread, deterministic.
+
+Memory is 8 bytes x bands x 1.6 a text for the index (about 300), 30 for the outcomes, and the offsets; the texts themselves
+may lie in a mapped file, of which only what was read since the last release is resident.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.data.dedup.bands import Bands
+from rlhf.data.dedup.chars import lower_table
+from rlhf.data.dedup.greedy import BLOCK, Given, Room, consider
+from rlhf.data.dedup.index import MOST_TEXTS, Index
+from rlhf.data.dedup.kernels import SIGMAS, WIDER
+from rlhf.data.dedup.removals import Removals
+from rlhf.data.dedup.similarity import table_bits
+from rlhf.data.dedup.texts import Texts
+from rlhf.errors import DataError
+from rlhf.recipe.steps import MatchSection
+
+_ROOM = 1.6  # slots a text in each table
+_RELEASE = 32  # blocks between two releases of the mapped file
+_WHOLE = 1 << 62  # more characters than any text has
+
+
+def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int64], reference: int) -> Removals:
+    """Removals of texts in `order`, whose first `reference` places are compared against and never removed."""
+    if len(texts) > MOST_TEXTS:
+        raise DataError("dedup", f"{len(texts)} texts are more than the {MOST_TEXTS} that engine: fast can number")
+    given = Given(
+        texts.data,
+        texts.offsets,
+        order,
+        lower_table(False, False),
+        reference,
+        _WHOLE if step.max_chars is None else step.max_chars,
+        step.shingle_size,
+        bands.number,
+        bands.rows,
+        step.threshold,
+    )
+    index, room = _index(len(texts), bands, reference or len(texts)), _room(texts, step, bands)
+    node, start = 1, 0
+    wide = sigma = False
+    while start < len(texts):
+        stop = min(start + BLOCK, len(texts))
+        if len(index.nodes) < node + 2 * bands.number * BLOCK:
+            index = index._replace(nodes=np.concatenate([index.nodes, np.zeros_like(index.nodes)]))
+        node, asked = consider(given, index, room, start, stop, node)
+        if asked:
+            wide, sigma = wide or asked == WIDER, sigma or asked == SIGMAS
+            given = given._replace(lower=lower_table(wide, sigma))
+            continue
+        start = stop
+        if start // BLOCK % _RELEASE == 0:
+            texts.release()
+    places = index.witness
+    witness = np.full(len(texts), -1, np.int64)
+    jaccard = np.zeros(len(texts))
+    gone = np.flatnonzero(places >= 0)
+    witness[order[gone]], jaccard[order[gone]] = order[places[gone]], index.jaccard[gone]
+    return Removals.confirmed(witness, jaccard)
+
+
+def _index(count: int, bands: Bands, kept: int) -> Index:
+    """Room for `kept` texts in the index of `count`; the pages that are not needed are never touched."""
+    return Index(
+        table=np.zeros((bands.number, int(kept * _ROOM) + 16), np.uint64),
+        nodes=np.zeros((4 * bands.number * BLOCK, 2), np.uint32),
+        contents=np.zeros(int(count * _ROOM) + 16, np.uint64),
+        witness=np.full(count, -1, np.int32),
+        jaccard=np.zeros(count),
+        met=np.zeros(count, np.uint32),
+        candidates=np.zeros(count, np.uint32),
+    )
+
+
+def _room(texts: Texts, step: MatchSection, bands: Bands) -> Room:
+    longest = int(np.diff(texts.offsets).max(initial=0))
+    if step.max_chars is not None:
+        longest = min(longest, step.max_chars)
+    table = 1 << table_bits(longest)
+    return Room(
+        codes=np.zeros((2, longest + 1), np.uint32),
+        keys=np.zeros(longest + 1, np.uint64),
+        own=np.zeros(table, np.uint64),
+        others=np.zeros(table, np.uint64),
+        counted=np.zeros(table, np.uint32),
+        values=np.zeros(bands.bins, np.uint32),
+        hashes=np.zeros((BLOCK, bands.number), np.uint64),
+        content=np.zeros(BLOCK, np.uint64),
+        length=np.zeros(BLOCK, np.int64),
+        slots=np.zeros(bands.number, np.int64),
+    )

@@ -1,0 +1,174 @@
+"""Compiled: the greedy pass. Texts in order, a block at a time: sketch them all, fetch their slots, then decide one by one.
+
+Kept texts alone are in the index, so no two kept texts match and every drop has a kept witness. A text equal to an earlier one,
+once normalised, inherits that one's outcome without a search: as the texts kept in between did not change what the first
+of its kind matched, the outcome is the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.data.dedup.index import Index, entry, gather, home, insert, place_in
+from rlhf.data.dedup.jit import jit
+from rlhf.data.dedup.kernels import bands_of, bins_of, hash_all, hash_short, keys_of, read
+from rlhf.data.dedup.similarity import make_set, similarity
+
+BLOCK = 256  # texts whose slots are fetched together: 256 x 24 cache lines fit the second-level cache
+
+_0, _32, _LOW = np.uint64(0), np.uint64(32), np.uint64(0xFFFFFFFF)
+
+
+class Given(NamedTuple):
+    """The texts, the order of their places, and when two match."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    order: NDArray[np.int64]
+    lower: NDArray[np.uint32]
+    reference: int
+    max_chars: int
+    size: int
+    bands: int
+    rows: int
+    threshold: float
+
+
+class Room(NamedTuple):
+    """Scratch for one text, and for one block's hashes."""
+
+    codes: NDArray[np.uint32]  # [2, longest]: the text's, and another's
+    keys: NDArray[np.uint64]  # [longest]
+    own: NDArray[np.uint64]  # [table]: the text's keys as a set
+    others: NDArray[np.uint64]  # [table]: the other's keys that are not in it
+    counted: NDArray[np.uint32]  # [table]: the candidate that last had the key in the same slot of `own`
+    values: NDArray[np.uint32]  # [bins]
+    hashes: NDArray[np.uint64]  # [BLOCK, bands]
+    content: NDArray[np.uint64]  # [BLOCK]
+    length: NDArray[np.int64]  # [BLOCK]: of the normalised text
+    slots: NDArray[np.int64]  # [bands]
+
+
+@jit
+def consider(given: Given, index: Index, room: Room, start: int, stop: int, node: int) -> tuple[int, int]:
+    """Decide on the places start..stop, at most a block: (the next free node, 0), or (node, what `read` asks for) and nothing done."""
+    for place in range(start, stop):
+        n = _sketch(given, room, place, place - start)
+        if n < 0:
+            return node, n
+    _fetch(given, index, room, stop - start)
+    for place in range(start, stop):
+        node = _decide(given, index, room, place, place - start, node)
+    return node, 0
+
+
+@jit
+def _read(given: Given, room: Room, side: int, place: int) -> int:
+    text = given.order[place]
+    start, end = given.offsets[text], given.offsets[text + 1]
+    return read(given.data, start, end, given.max_chars, given.lower, room.codes[side])
+
+
+@jit
+def _sketch(given: Given, room: Room, place: int, k: int) -> int:
+    n = _read(given, room, 0, place)
+    room.length[k] = n
+    if n < given.size:
+        if n >= 0:
+            room.content[k] = hash_short(room.codes[0], n)
+        return n
+    shingles = keys_of(room.codes[0], n, given.size, room.keys)
+    room.content[k] = hash_all(room.keys, shingles)
+    bins_of(room.keys, shingles, given.bands * given.rows, room.values)
+    bands_of(room.values, given.bands, given.rows, room.hashes[k])
+    return n
+
+
+@jit
+def _fetch(given: Given, index: Index, room: Room, count: int) -> None:
+    """Touch every slot that the block will look up, so that the cache misses of all its texts overlap."""
+    touched = _0
+    for k in range(count):
+        touched |= index.contents[home(room.content[k], len(index.contents))]
+        if room.length[k] >= given.size:
+            for band in range(given.bands):
+                touched |= index.table[band, home(room.hashes[k, band], index.table.shape[1])]
+    room.slots[0] = np.int64(touched)  # used, so that the compiler keeps the loads
+
+
+@jit
+def _decide(given: Given, index: Index, room: Room, place: int, k: int, node: int) -> int:
+    """Set the outcome of one place, and index its text where it stays; returns the next free node."""
+    compared, short = place >= given.reference, room.length[k] < given.size
+    if compared or short:  # a long text equal to a reference may match an earlier one: it is looked up
+        same = _same(given, index, room, place, room.length[k], room.content[k])
+        if same >= 0:
+            if compared:
+                _inherit(given, index, place, same)
+            return node
+    if short:
+        return node
+    count = gather(index, room.hashes[k], place, room.slots)
+    if compared and count:
+        _confirm(given, index, room, place, count)
+    if not compared or (given.reference == 0 and index.witness[place] < 0):
+        node = insert(index, room.hashes[k], place, room.slots, node)
+    return node
+
+
+@jit
+def _same(given: Given, index: Index, room: Room, place: int, n: int, content: np.uint64) -> int:
+    """The first place with an equal normalised text; -1 after entering this one as the first."""
+    slots = len(index.contents)
+    slot = home(content, slots)
+    loaded = False
+    while index.contents[slot] != _0:
+        if index.contents[slot] >> _32 == content & _LOW:
+            other = place_in(index.contents[slot])
+            if not loaded:
+                _read(given, room, 0, place)
+                loaded = True
+            if _read(given, room, 1, other) == n and _equal(room.codes[0], room.codes[1], n):
+                return other
+        slot = slot + 1 if slot + 1 < slots else 0
+    index.contents[slot] = entry(content, place)
+    return -1
+
+
+@jit
+def _equal(a: NDArray[np.uint32], b: NDArray[np.uint32], n: int) -> bool:
+    differ = np.uint32(0)
+    for i in range(n):
+        differ |= a[i] ^ b[i]
+    return differ == 0
+
+
+@jit
+def _inherit(given: Given, index: Index, place: int, same: int) -> None:
+    stays = given.reference == 0 and index.witness[same] < 0
+    if stays or same < given.reference:
+        index.witness[place], index.jaccard[place] = same, 1.0
+    else:
+        index.witness[place], index.jaccard[place] = index.witness[same], index.jaccard[same]
+
+
+@jit
+def _confirm(given: Given, index: Index, room: Room, place: int, count: int) -> None:
+    """Set the witness of a place to the earliest of its candidates that matches."""
+    n = _read(given, room, 0, place)
+    own_shingles = keys_of(room.codes[0], n, given.size, room.keys)
+    own_distinct = make_set(room.keys, own_shingles, room.own, room.counted)
+    for c in range(count):
+        other = np.int64(index.candidates[c])
+        if index.witness[place] >= 0 and other > index.witness[place]:
+            continue
+        n = _read(given, room, 1, other)
+        shingles = keys_of(room.codes[1], n, given.size, room.keys)
+        found = similarity(
+            room.own, own_shingles, own_distinct, room.counted, c + 1, room.keys, shingles, room.others, given.threshold
+        )
+        if found >= 0.0:
+            index.witness[place], index.jaccard[place] = other, found

@@ -1,0 +1,105 @@
+"""Compiled: the index of kept texts by their band hashes.
+
+One open-addressing table a band. A slot is 64 bits: 32 of the band's hash, and the place of the one kept text with that hash or
+the head of a chain of them. Chains keep a popular bucket (a shared preamble) from slowing down its neighbours. A slot's
+home comes from the hash's other 32 bits; texts that agree in all 64 by chance become candidates, and are not confirmed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.data.dedup.jit import jit
+
+_0, _32 = np.uint64(0), np.uint64(32)
+_LOW, _CHAINED = np.uint64(0xFFFFFFFF), np.uint64(1 << 31)
+MOST_TEXTS = (1 << 31) - 2
+
+
+class Index(NamedTuple):
+    """The kept texts, and the outcome of all so far. Places are positions in the order in which texts are considered."""
+
+    table: NDArray[np.uint64]  # [bands, slots]: hash << 32 | place + 1, or | CHAINED | node; 0 is empty
+    nodes: NDArray[np.uint32]  # [capacity, 2]: a place + 1, and the next node or 0; node 0 is not used
+    contents: NDArray[np.uint64]  # [slots]: hash << 32 | place + 1 of the first text of that content
+    witness: NDArray[np.int32]  # [N]: a place, or -1
+    jaccard: NDArray[np.float64]  # [N]
+    met: NDArray[np.uint32]  # [N]: the place + 1 that last had this one as a candidate
+    candidates: NDArray[np.uint32]  # [N]: room for the candidates of one text
+
+
+@jit
+def home(h: np.uint64, slots: int) -> int:
+    """Where the search for a hash begins."""
+    return np.int64(((h >> _32) * np.uint64(slots)) >> _32)
+
+
+@jit
+def find(table: NDArray[np.uint64], h: np.uint64) -> int:
+    """The slot of a hash in one table, or the empty one where it would go."""
+    slots = len(table)
+    slot = home(h, slots)
+    while table[slot] != _0 and table[slot] >> _32 != h & _LOW:
+        slot = slot + 1 if slot + 1 < slots else 0
+    return slot
+
+
+@jit
+def entry(h: np.uint64, place: int) -> np.uint64:
+    """The slot's content for one text."""
+    return (h & _LOW) << _32 | np.uint64(place + 1)
+
+
+@jit
+def place_in(slot: np.uint64) -> int:
+    """The place of a slot that holds one text."""
+    return np.int64(slot & _LOW) - 1
+
+
+@jit
+def gather(index: Index, hashes: NDArray[np.uint64], place: int, slots: NDArray[np.int64]) -> int:
+    """Collect in `index.candidates`, each once, all texts that share a band hash; how many. Sets `slots` for `insert`."""
+    count = 0
+    for band in range(len(hashes)):
+        slots[band] = find(index.table[band], hashes[band])
+        found = index.table[band, slots[band]] & _LOW
+        if found == _0:
+            continue
+        if not found & _CHAINED:
+            count = _meet(index, place, np.int64(found), count)
+            continue
+        node = np.int64(found & ~_CHAINED)
+        while node:
+            count = _meet(index, place, np.int64(index.nodes[node, 0]), count)
+            node = np.int64(index.nodes[node, 1])
+    return count
+
+
+@jit
+def _meet(index: Index, place: int, other: int, count: int) -> int:
+    if index.met[other - 1] == place + 1:
+        return count
+    index.met[other - 1] = place + 1
+    index.candidates[count] = other - 1
+    return count + 1
+
+
+@jit
+def insert(index: Index, hashes: NDArray[np.uint64], place: int, slots: NDArray[np.int64], node: int) -> int:
+    """Enter a kept text at the slots that `gather` found; the next free node (at most 2 a band are taken)."""
+    for band in range(len(hashes)):
+        found = index.table[band, slots[band]]
+        if found == _0:
+            index.table[band, slots[band]] = entry(hashes[band], place)
+            continue
+        following = np.int64(found & _LOW & ~_CHAINED)
+        if not found & _CHAINED:
+            index.nodes[node, 0], index.nodes[node, 1] = following, 0
+            following, node = node, node + 1
+        index.nodes[node, 0], index.nodes[node, 1] = place + 1, following
+        index.table[band, slots[band]] = (hashes[band] & _LOW) << _32 | _CHAINED | np.uint64(node)
+        node += 1
+    return node

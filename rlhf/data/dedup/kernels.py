@@ -1,0 +1,206 @@
+"""Compiled: from UTF-8 bytes to a text's codes, keys and band hashes. Bit for bit what `shingles` and `sketch` define.
+
+Each function writes into arrays that its caller owns, so nothing is allocated per text. `codes` uint32 are a normalised
+text's code points; `lower` is `chars.lower_table`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.data.dedup.chars import ASK, CASED, CODE, FINAL_SIGMA, IGNORABLE, SIGMA
+from rlhf.data.dedup.jit import jit
+from rlhf.data.dedup.sketch import BAND, BASE, MARK, MIX, MIX2, PACKED, ROUNDS, SHORT, STEP
+
+WIDER, SIGMAS = -1, -2  # what `read` returns where `lower` does not hold what the text needs
+
+_0, _1, _8, _24, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(24), np.uint64(32)
+_VALUE, _ASCII = np.uint64(0xFFFFFF), np.uint64(0x7F)
+_EMPTY = np.uint32(0xFFFFFFFF)
+_PACKED = PACKED
+
+
+@jit
+def read(
+    data: NDArray[np.uint8], start: int, end: int, max_chars: int, lower: NDArray[np.uint32], codes: NDArray[np.uint32]
+) -> int:
+    """Normalise the text data[start:end] into `codes`; its length, or WIDER or SIGMAS for a table that must grow."""
+    n = 0
+    stop = min(end, start + max_chars)
+    high = np.uint8(0)
+    for at in range(start, stop):
+        high |= data[at]
+    if high < 128:
+        for at in range(start, stop):
+            code = lower[data[at]] & CODE
+            codes[n] = code
+            n += code != 0
+        return n
+    at = start
+    for place in range(max_chars):
+        if at >= end:
+            break
+        point, width = decode(data, at)
+        if point >= len(lower):
+            return WIDER
+        code = lower[point]
+        if point == SIGMA:
+            if code & ASK:
+                return SIGMAS
+            if _ends_word(data, start, at, end, max_chars - place - 1, lower):
+                code = np.uint32(FINAL_SIGMA)
+        codes[n] = code & CODE
+        n += (code & CODE) != 0
+        at += width
+    return n
+
+
+@jit
+def decode(data: NDArray[np.uint8], at: int) -> tuple[int, int]:
+    """The code point at a byte, and how many bytes it takes."""
+    a = np.int64(data[at])
+    if a < 0x80:
+        return a, 1
+    if a < 0xE0:
+        return (a & 0x1F) << 6 | data[at + 1] & 0x3F, 2
+    if a < 0xF0:
+        return (a & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | data[at + 2] & 0x3F, 3
+    return (a & 0x07) << 18 | (data[at + 1] & 0x3F) << 12 | (data[at + 2] & 0x3F) << 6 | data[at + 3] & 0x3F, 4
+
+
+@jit
+def _ends_word(
+    data: NDArray[np.uint8], start: int, at: int, end: int, following: int, lower: NDArray[np.uint32]
+) -> bool:
+    """A cased letter before it (ignorables between), none after it among the `following` characters that count."""
+    cased = False
+    back = at
+    while back > start:
+        back -= 1
+        if data[back] & 0xC0 == 0x80:
+            continue
+        flags = lower[decode(data, back)[0]]
+        if not flags & IGNORABLE:
+            cased = flags & CASED != 0
+            break
+    if not cased:
+        return False
+    at += 2
+    for _ in range(following):
+        if at >= end:
+            break
+        point, width = decode(data, at)
+        if not lower[point] & IGNORABLE:
+            return lower[point] & CASED == 0
+        at += width
+    return True
+
+
+@jit
+def keys_of(codes: NDArray[np.uint32], n: int, size: int, keys: NDArray[np.uint64]) -> int:
+    """The keys of all shingles of codes[:n], in order; how many."""
+    high = np.uint32(0)
+    for i in range(n):
+        high |= codes[i]
+    ascii_only = high < 128
+    if size <= _PACKED:
+        packed = _0
+        top = np.uint64(8 * (size - 1))
+        for i in range(n):
+            packed = packed >> _8 | (np.uint64(codes[i]) & _ASCII) << top  # a wider character is hashed below
+            if i >= size - 1:
+                keys[i - size + 1] = packed
+        if ascii_only:
+            return n - size + 1
+    drop = _1
+    for _ in range(size):
+        drop *= BASE
+    rolling = _0
+    last = -1  # where the last character stood that cannot be packed
+    for i in range(n):
+        rolling = rolling * BASE + np.uint64(codes[i])
+        if codes[i] >= 128:
+            last = i
+        if i >= size:
+            rolling -= drop * np.uint64(codes[i - size])
+        if i >= size - 1 and (size > _PACKED or last > i - size):
+            keys[i - size + 1] = mix(rolling) | MARK
+    return n - size + 1
+
+
+@jit
+def mix(key: np.uint64) -> np.uint64:
+    """See `sketch.mix`."""
+    h = key * MIX
+    h ^= h >> _32
+    return h * MIX2
+
+
+@jit
+def hash_short(codes: NDArray[np.uint32], n: int) -> np.uint64:
+    """The content hash of a text shorter than a shingle."""
+    rolling = _0
+    for i in range(n):
+        rolling = rolling * BASE + np.uint64(codes[i])
+    return mix(rolling ^ SHORT)
+
+
+@jit
+def hash_all(hashes: NDArray[np.uint64], n: int) -> np.uint64:
+    """Keys to hashes, in place; returns their sum, the content hash."""
+    total = _0
+    for i in range(n):
+        h = mix(hashes[i])
+        hashes[i] = h
+        total += h
+    return total
+
+
+@jit
+def bins_of(hashes: NDArray[np.uint64], n: int, count: int, values: NDArray[np.uint32]) -> None:
+    """See `sketch.bins`."""
+    bins = np.uint64(count)
+    for b in range(count):
+        values[b] = _EMPTY
+    for i in range(n):
+        where = ((hashes[i] >> _32) * bins) >> _32
+        values[where] = min(values[where], np.uint32(hashes[i] >> _8 & _VALUE))
+    for throw in range(1, ROUNDS):
+        if not _any_empty(values, count):
+            return
+        step = np.uint64(throw) * STEP
+        top = np.uint32(throw << 24)
+        for i in range(n):
+            h = hashes[i] + step
+            h = (h ^ h >> _32) * BAND
+            where = ((h >> _32) * bins) >> _32
+            if values[where] >= top:
+                values[where] = min(values[where], top | np.uint32(h >> _8 & _VALUE))
+    for b in range(count):
+        if values[b] == _EMPTY:
+            step = np.uint64(ROUNDS + b) * STEP
+            least = _VALUE
+            for i in range(n):
+                h = hashes[i] + step
+                least = min(least, ((h ^ h >> _32) * BAND) >> _8 & _VALUE)
+            values[b] = np.uint32(ROUNDS << 24) | np.uint32(least)
+
+
+@jit
+def _any_empty(values: NDArray[np.uint32], count: int) -> bool:
+    highest = np.uint32(0)
+    for b in range(count):
+        highest = max(highest, values[b])
+    return highest == _EMPTY
+
+
+@jit
+def bands_of(values: NDArray[np.uint32], number: int, rows: int, out: NDArray[np.uint64]) -> None:
+    """See `sketch.band_hashes`."""
+    for band in range(number):
+        h = np.uint64(band + 1) * BASE
+        for k in range(rows):
+            h = (h ^ np.uint64(values[band * rows + k])) * MIX
+            h ^= h >> _32
+        out[band] = h

@@ -7,14 +7,21 @@ dialogue's several last turns as one completion and so trains the user's words t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Message, Row
 
 if TYPE_CHECKING:
-    from rlhf.data.formats import Fields
+    from rlhf.data.formats.fields import Fields
 
-ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {
+    "human": "user",  # ShareGPT
+    "gpt": "assistant",
+    "prompter": "user",  # OpenAssistant
+    "사람": "user",  # KoChatGPT
+    "챗봇": "assistant",
+}
 
 
 def as_messages(f: Fields, field: str, value: Any) -> list[Message]:
@@ -30,7 +37,7 @@ def _message(f: Fields, field: str, item: Any) -> Message:
         raise f.error(field, "holds a tool call, which is not supported")
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if not isinstance(role, str) or role not in ROLES:
-        raise f.error(field, f"holds a message without a known role: {role!r}")
+        raise f.error(field, f"holds a message without a known role: {role!r:.80}")
     if not isinstance(content, str) or not content.strip():
         raise f.error(field, "holds a message without text")
     return {"role": ROLES[role], "content": content}
@@ -65,9 +72,9 @@ def dialogue_pair(f: Fields) -> Row:
     return {"prompt": prompt, "chosen": chosen[-1:], "rejected": rejected[-1:]}
 
 
-def last_turn(f: Fields) -> Row:
-    """A dialogue as a demonstration of its last assistant message."""
-    messages = as_messages(f, "messages", f.list("messages"))
+def dialogue(f: Fields, field: str, before: Sequence[Message] = ()) -> Row:
+    """A dialogue, with messages to put before it, as a demonstration of its last assistant message."""
+    messages = [*before, *as_messages(f, field, f.list(field))]
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise f.error("messages", "must be a dialogue that ends with an assistant message")
-    return {"prompt": conversational_prompt(f, "messages", messages[:-1]), "completion": messages[-1:]}
+        raise f.error(field, "must be a dialogue that ends with an assistant message")
+    return {"prompt": conversational_prompt(f, field, messages[:-1]), "completion": messages[-1:]}

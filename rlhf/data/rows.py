@@ -48,6 +48,7 @@ class Located:
 
 
 KEPT_ENTRIES = 1000
+KEPT_REASONS = 1000  # a reason may hold a field's name, and a hostile file has no end of those
 
 
 class Quarantine:
@@ -67,12 +68,20 @@ class Quarantine:
         """Set a row aside."""
         if self._strict:
             raise DataError(file, reason, row=row, field=field)
+        if len(reason) > 500:
+            reason = f"{reason[:497]}..."
         entry = {"file": file, "row": row, "field": field, "reason": reason}
-        self._counts[_short(entry)] += 1
+        self.leave_out(_short(entry))
         if len(self.entries) < KEPT_ENTRIES:
             self.entries.append(entry)
         if self._sink is not None:
-            self._sink.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._sink.write(json.dumps(entry, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n")
+
+    def leave_out(self, reason: str) -> None:
+        """Count a row that is not wanted, which is no fault of its own: no entry, nothing raised."""
+        if reason not in self._counts and len(self._counts) >= KEPT_REASONS:
+            reason = "other reasons"
+        self._counts[reason] += 1
 
     def catch(self, error: DataError) -> None:
         """Set a row aside for the reason that an error gives."""

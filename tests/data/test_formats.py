@@ -22,7 +22,7 @@ USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assi
 
 
 def row(format: str, columns: dict[str, str] | None = None, /, **data: Any) -> dict[str, Any]:
-    return convert(Located("f", 1, data), format, columns)  # type: ignore[arg-type]
+    return convert(Located("f", 1, data), format, SourceSection(path="f", columns=columns))  # type: ignore[arg-type]
 
 
 def refused(format: str, columns: dict[str, str] | None = None, /, **data: Any) -> tuple[str | None, str]:
@@ -165,8 +165,11 @@ RECOGNISED = {
     "stack_exchange_paired": {"question": "q", "response_j": "a", "response_k": "b"},
     "hh": {"chosen": "\n\nHuman: x\n\nAssistant: a", "rejected": "\n\nHuman: x\n\nAssistant: b"},
     "preference": {"prompt": "p", "chosen": "a", "rejected": "b"},
-    "ranking": {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]},
-    "demonstration": {"prompt": "p", "completion": "c", "label": 1},
+    "ranking": {"prompt": "p", "completions": ["a", "b"], "ranking": [1, 0]},
+    "scored": {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]},
+    "demonstration": {"prompt": "p", "completion": "c", "tokens": 1},
+    "unpaired": {"prompt": "p", "completion": "c", "label": True},
+    "messages": {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
     "alpaca": {"instruction": "i", "input": "", "output": "o"},
     "prompt": {"prompt": "p", "id": 3},
 }
@@ -229,7 +232,7 @@ def test_nothing_usable_is_an_error_with_its_reasons(tmp_path: Path) -> None:
         ("kochatgpt/kochatgpt_2_RM.first3rows_recovered.json", {}, "kochatgpt_rm", 3, {}),
         ("kochatgpt/kochatgpt_3_PPO.jsonl", {}, "prompt", 11_997, {"prompt: is empty": 3}),
         ("ko_rankings/kochatgpt_2_RM.derived.json", {}, "kochatgpt_rm", 677, {}),
-        ("ko_rankings/scored.jsonl", {}, "ranking", 665, {"completions: is empty": 12}),
+        ("ko_rankings/scored.jsonl", {}, "scored", 665, {"completions: is empty": 12}),
         (
             "hh_rlhf/harmless-base_test.jsonl.gz",
             {},
@@ -243,7 +246,6 @@ def test_nothing_usable_is_an_error_with_its_reasons(tmp_path: Path) -> None:
         ("llamafactory/alpaca_en_demo.json.gz", {}, "alpaca", 999, {}),
         ("llamafactory/dpo_en_demo.json.gz", {"prompt": "conversations"}, "preference", 300, {}),
         ("gsm8k/train.jsonl", {"prompt": "question", "completion": "answer"}, "demonstration", 7473, {}),
-        ("songys_chatbot/ChatbotData.csv", {"prompt": "Q", "completion": "A"}, "demonstration", 11_823, {}),
     ],
 )
 def test_real_files(file: str, options: dict, format: str, rows_out: int, dropped: dict) -> None:

@@ -17,7 +17,7 @@ from rlhf.data.rows import Quarantine
 from rlhf.data.sources import read_file
 from rlhf.errors import DataError
 
-from .support import lines, read_all, real
+from .support import lines, read_all
 
 ROWS = [{"prompt": "하나", "n": 1}, {"prompt": "two\nlines", "n": 2}]
 
@@ -265,25 +265,3 @@ def test_balance_of_any_file(tmp_path_factory: pytest.TempPathFactory, rows: lis
     for located in found:
         assert located.data == json.loads(texts[located.row - 1])
         json.dumps(located.data, ensure_ascii=False, allow_nan=False).encode()
-
-
-def test_real_files() -> None:
-    assert len(read_all(real("kochatgpt/kochatgpt_3_PPO.jsonl"))[0]) == 12_000
-    assert len(data_of(real("nsmc/reviews_30k.tsv"))) == 29_999  # and a header line
-    assert len(data_of(real("songys_chatbot/ChatbotData.csv"))) == 11_823
-    (row,) = data_of(real("korquad1/KorQuAD_v1.0_dev.json"))
-    assert list(row) == ["version", "data"], "one object on one line is one row; formats refuse its columns"
-
-
-def test_a_real_file_that_is_no_json_is_quarantined_line_by_line() -> None:
-    rows, quarantine = read_all(real("kochatgpt/kochatgpt_1_SFT_conversation.jsonl"))
-    assert rows == []
-    assert quarantine.rows_in == sum(quarantine.counts().values()) > 439
-
-
-def test_a_real_dirty_file(tmp_path: Path) -> None:
-    path = tmp_path / "ko_hh.jsonl"
-    path.symlink_to(real("ko_hh/ko_harmless_base_test.txt"))
-    rows, quarantine = read_all(path)
-    assert len(rows) <= 437
-    assert quarantine.rows_in == len(rows) + len(quarantine.entries) == 2312

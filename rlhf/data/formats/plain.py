@@ -1,0 +1,167 @@
+"""The canonical kinds as they stand in a file: demonstration, preference, ranking, scored, unpaired, prompt.
+
+Text or messages alike. What the columns hold is checked, not mended: blank texts, equal sides, an order that is none, a score too many.
+An empty completion among many sets its whole row aside: to leave out that completion alone would change the ranking without a count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf.data.formats import orders
+from rlhf.data.formats.fields import Fields, Spec, as_boolean, distinct
+from rlhf.data.messages import as_messages, conversational_completion, conversational_prompt, dialogue, dialogue_pair
+from rlhf.data.rows import Row
+
+
+def prompt(f: Fields) -> Row:
+    """{prompt}: text, or messages to be answered."""
+    if isinstance(f.get("prompt"), list):
+        return {"prompt": conversational_prompt(f, "prompt", as_messages(f, "prompt", f.data["prompt"]))}
+    return {"prompt": f.text("prompt")}
+
+
+def completion(f: Fields, field: str, value: Any, prompt: Any) -> Any:
+    """A completion in its prompt's form: text, or one assistant message in a list."""
+    if isinstance(prompt, list):
+        return conversational_completion(f, field, value)
+    if not isinstance(value, str):
+        raise f.error(field, f"must be text as the prompt is, not {type(value).__name__}")
+    if not value or value.isspace():
+        raise f.error(field, "is empty")
+    return value
+
+
+def _preference(f: Fields) -> Row:
+    if isinstance(f.get("chosen"), list) and not isinstance(f.data.get("prompt"), list):
+        row = dialogue_pair(f)
+        if f.has("prompt") and f.text("prompt") not in [m["content"] for m in row["prompt"]]:
+            raise f.error("prompt", "is none of the messages that chosen starts with")
+    else:
+        prompts = prompt(f)
+        row = prompts | {k: completion(f, k, f.get(k), prompts["prompt"]) for k in ("chosen", "rejected")}
+    if f.has("margin") and f.data["margin"] != "":
+        row["margin"] = f.number("margin", f.data["margin"])
+        if row["margin"] < 0:
+            raise f.error("margin", "is negative, so rejected would be the better one")
+    return distinct(f, row)
+
+
+def _ranking(f: Fields) -> Row:
+    row = prompt(f)
+    completions = [completion(f, "completions", c, row["prompt"]) for c in f.list("completions")]
+    n = len(completions)
+    if n < 2:
+        raise f.error("completions", "needs two completions at least")
+    row["completions"] = completions
+    by_order = None
+    if f.has("ranking"):
+        by_order = orders.order(f, n)
+    elif f.has("comparisons"):
+        by_order = orders.order_of_comparisons(f, n)
+    elif not f.has("scores") and "ranks" not in f.columns:
+        orders.order(f, n)  # says what is missing
+    ranked = orders.scores_of_ranks(f, n) if "ranks" in f.columns else None
+    scores = orders.scores(f, f.list("scores"), n) if f.has("scores") else ranked
+    if scores is None:
+        return row | {"ranking": by_order}
+    # Scores say more than ranks, and those more than an order; what is there must agree.
+    if by_order is not None:
+        orders.agree(f, by_order, scores)
+    if ranked is not None:
+        orders.agree(f, sorted(range(n), key=lambda i: (-ranked[i], -scores[i])), scores)
+    return row | {"scores": scores}
+
+
+def _scored(f: Fields) -> Row:
+    if f.has("prompt") and f.has("completions"):
+        f.get("scores")
+    return _ranking(f)
+
+
+def _demonstration(f: Fields) -> Row:
+    if not f.has("prompt") and f.has("messages"):
+        return dialogue(f, "messages")
+    row = prompt(f)
+    return row | {"completion": completion(f, "completion", f.get("completion"), row["prompt"])}
+
+
+def _unpaired(f: Fields) -> Row:
+    return _demonstration(f) | {"label": f.boolean("label")}
+
+
+# Columns that hold an answer: beside one of them `prompt` alone would throw it away.
+ANSWERS = frozenset(
+    [
+        "completion",
+        "answer",
+        "output",
+        "response",
+        "a",
+        "target",
+        "chosen",
+        "rejected",
+        "response_j",
+        "response_k",
+        "completions",
+        "answers",
+        "responses",
+        "candidates",
+        "scores",
+        "completion_0",
+        "ranks",
+        "ranking",
+        "comparisons",
+        "better",
+        "preferred",
+        "accepted",
+        "worse",
+        "dispreferred",
+        "ratings",
+        "rewards",
+        "replies",
+        "messages",
+    ]
+)
+
+
+def _is_pair(f: Fields) -> bool:
+    """`chosen` as one message, beside a column of messages, is ShareGPT's."""
+    return f.has("prompt") or isinstance(f.data["chosen"], list)
+
+
+def label_may_be_one(f: Fields) -> bool:
+    """Whether a column `label` can be read as good or bad."""
+    return as_boolean(f.data.get("label")) is not None
+
+
+def label_is_one(f: Fields) -> bool:
+    """Whether it can hardly be anything else; 0 and 1 may also be the names of two classes."""
+    label = f.data.get("label")
+    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
+
+
+PREFERENCE = Spec(_preference, (("prompt", "chosen", "rejected"), ("chosen", "rejected")), _is_pair, ("margin",))
+RANKING = Spec(
+    _ranking,
+    (
+        ("prompt", "completions", "ranking"),
+        ("prompt", "completions", "comparisons"),
+        ("prompt", "completions", "scores"),
+        ("prompt", "completions", "ranks"),
+    ),
+    lambda f: f.has("ranking") or f.has("comparisons") or "ranks" in f.columns,
+    ("scores", "ranking", "comparisons", "ranks"),
+)
+SCORED = Spec(
+    _scored,
+    (("prompt", "completions", "scores"),),
+    lambda f: not (f.has("ranking") or f.has("comparisons") or "ranks" in f.columns),
+)
+DEMONSTRATION = Spec(
+    _demonstration,
+    (("prompt", "completion"), ("messages",)),
+    lambda f: f.has("completion") and not label_is_one(f),
+)
+UNPAIRED = Spec(_unpaired, (("prompt", "completion", "label"), ("messages", "label")), label_may_be_one)
+PROMPT = Spec(prompt, (("prompt",),), lambda f: not {c.lower() for c in f.data}.intersection(ANSWERS))

@@ -1,0 +1,50 @@
+"""KoChatGPT's conversations: a text file of blocks, in spite of its name.
+
+    <<start conversation>>
+    <사람>: what the person says
+    <챗봇>: what the assistant answers
+
+Each block becomes a row {conversation: [{from, value}, ...]}, numbered from 1. A line without a speaker goes on with the turn before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from rlhf.data.rows import Located
+from rlhf.data.textfiles import BROKEN_OFF, TextFile
+
+START = "<<start conversation>>"
+_TURN = re.compile(r"<([^<>]+)>\s*:\s?(.*)", re.DOTALL)
+
+
+def read_conversations(file: TextFile, lines: Iterable[str]) -> Iterator[Located]:
+    """The blocks of a file that starts with one."""
+    block = 0
+    turns: list[dict[str, str]] = []
+    fault: str | None = None
+    for number, line in enumerate(lines, 1):
+        if line.strip() == START:
+            if block:
+                yield from _row(file, block, turns, fault)
+            block, turns, fault = block + 1, [], None
+        elif found := _TURN.match(line.strip()):
+            turns.append({"from": found.group(1).strip(), "value": found.group(2)})
+        elif turns:
+            turns[-1]["value"] += "\n" + line.rstrip("\r\n")
+        elif line.strip():
+            fault = fault or f"text before the first speaker: line {number}"
+    if file.broken:  # the last block is the one that is torn
+        file.reject(block, f"{BROKEN_OFF}: {file.broken}")
+    elif block:
+        yield from _row(file, block, turns, fault)
+
+
+def _row(file: TextFile, block: int, turns: list[dict[str, str]], fault: str | None) -> Iterator[Located]:
+    if fault or not turns:
+        file.reject(block, fault or "a conversation without a turn", "conversation")
+        return
+    said = [{"from": turn["from"], "value": turn["value"].strip()} for turn in turns]
+    if located := file.accept(block, {"conversation": said}):
+        yield located

@@ -1,0 +1,96 @@
+"""Data sets of the Hugging Face hub, `path: owner/name`, through the `datasets` library and its Arrow tables.
+
+Below `sources`. Nothing is decoded but text and numbers, and no code of the data set runs. What can go wrong with a name, a configuration, a split or a
+connection is said in those words, with what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rlhf.data.rows import Located, Quarantine
+from rlhf.data.textfiles import flaw
+from rlhf.errors import DataError, SetupError
+from rlhf.recipe.sections import SourceSection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 4096
+
+
+def read_hub(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
+    """The rows of one split (`train` unless the source names one), numbered from 1.
+
+    Raises DataError for a name, configuration or split that is not there or cannot be reached, SetupError without `datasets`.
+    """
+    split = source.split or "train"
+    name = f"{source.path}:{split}"
+    row = 0
+    for batch in hub_batches(source):
+        for data in batch.to_pylist():
+            row += 1
+            quarantine.rows_in += 1
+            field, reason = flaw(data)
+            if reason:
+                quarantine.add(name, row, field, reason)
+            else:
+                yield Located(name, row, data)
+
+
+def hub_batches(source: SourceSection) -> Iterator[pa.RecordBatch]:
+    """The split's Arrow batches of at most `BATCH_ROWS` rows."""
+    for table in _load(source).with_format("arrow").iter(BATCH_ROWS):
+        yield from table.to_batches()
+
+
+def _load(source: SourceSection) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise SetupError(
+            f"{source.path}: no such file or folder, and to look for it on the hub needs the package datasets; "
+            "run: pip install 'rlhf[hub]'"
+        ) from None
+    from datasets.exceptions import DatasetNotFoundError
+
+    split = source.split or "train"
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(source.path, name=source.config, split=split)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise DataError(source.path, f"{_not_reached(error)} ({_first_line(error)})") from error
+    except ValueError as error:
+        said = _first_line(error)
+        if "split" in said.lower():
+            raise DataError(source.path, f"no split {split!r}: {said}", field="split") from error
+        if "config" in said.lower():
+            raise DataError(source.path, f"{said}. Say config: NAME", field="config") from error
+        raise DataError(source.path, f"{_not_reached(error)} ({said})") from error
+    except Exception as error:  # whatever the library or its transport raises is about this data set
+        raise DataError(
+            source.path, f"the hub's data set could not be read: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _not_reached(error: Exception) -> str:
+    here = "no such file or folder here"
+    if _is_offline():
+        return f"{here}, not in the hub's local cache, and HF_HUB_OFFLINE=1 keeps this from the network: unset it, or download the data set first"
+    endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
+    if isinstance(error, ConnectionError):
+        return f"{here}, and {endpoint} did not answer: check the connection, or give a local path"
+    return f"{here}, and {endpoint} has no data set of this name that may be read without a token: check the spelling (owner/name), or set HF_TOKEN"
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:400]

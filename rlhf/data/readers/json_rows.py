@@ -1,0 +1,184 @@
+"""JSON and JSON Lines files as rows; a row that cannot be read goes to the quarantine.
+
+Below `sources`. Real files are named wrongly: an array is read as an array whatever its name, lines as lines, and KoChatGPT's conversations as what
+they are. Unlike `datasets.load_dataset("json")`, one bad row does not end the reading, a repeated key is not resolved by chance, and `NaN` is no number.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any, NoReturn
+
+from rlhf.data.readers.chat import START, read_conversations
+from rlhf.data.rows import Located
+from rlhf.data.textfiles import BROKEN_OFF, TextFile
+from rlhf.errors import DataError
+from rlhf.recipe.sections import Format
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class _BadRow(ValueError):
+    """Well-formed JSON that may not be a row."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        names = [k for k, _ in pairs]
+        raise _BadRow(f"duplicate key: {next(k for k in names if names.count(k) > 1)!r}")
+    return out
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _BadRow(f"NaN and Infinity are no numbers: {name}")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+_LENIENT = json.JSONDecoder(parse_int=str)  # only to find where a value that is no row ends
+
+
+def read_json(file: TextFile, format: Format | None = None, *, is_text: bool = False) -> Iterator[Located]:
+    """A JSON array of objects, or one object a line; which of the two is read off the text, not the name.
+
+    `is_text` says that the name promises no JSON. Raises DataError with line and column for an array that is not JSON, and for text that is neither.
+    """
+    lines = iter(file.stream)
+    head = _up_to_text(lines)
+    first = head[-1].strip() if head else ""
+    if first == START:
+        yield from read_conversations(file, chain(head, lines))
+        return
+    if is_text and not first.startswith(("[", "{")):
+        raise DataError(file.name, f"a text file that holds neither JSON nor conversations that start with {START}")
+    if first.startswith("["):
+        is_array = not _is_json(first)
+        if not is_array:  # a whole list on one line: the array, unless another line of JSON follows
+            head += _up_to_text(lines)
+            second = head[-1].strip()
+            is_array = second in ("", first) or not _is_json(second)
+        if is_array:
+            yield from _array(file, "".join([*head, *lines]))
+            return
+    if first == "{":
+        head += lines
+        if (data := _one_object(file.name, "".join(head), format)) is not None:
+            if located := file.accept(1, data):
+                yield located
+            return
+    yield from _json_lines(file, chain(head, lines))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _up_to_text(lines: Iterator[str]) -> list[str]:
+    """Lines up to and with the next one that is not blank."""
+    out: list[str] = []
+    for line in lines:
+        out.append(line)
+        if line.strip():
+            break
+    return out
+
+
+def _json_lines(file: TextFile, lines: Iterable[str]) -> Iterator[Located]:
+    end = 1
+    for number, line in enumerate(lines, 1):
+        end = number + 1
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            data, stop = _STRICT.raw_decode(text)
+            if stop != len(text):
+                raise json.JSONDecodeError("Extra data", text, stop)
+        except json.JSONDecodeError as e:
+            if file.broken and not line.endswith("\n"):
+                end = number  # the half line at the break is the break's own entry
+            else:
+                file.reject(number, f"not JSON: {e.msg} (column {e.colno})")
+        except (ValueError, RecursionError) as e:
+            file.reject(number, str(e) if isinstance(e, _BadRow) else f"not JSON: {e}")
+        else:
+            if located := file.accept(number, data):
+                yield located
+    if file.broken:
+        file.reject(end, f"{BROKEN_OFF}: {file.broken}")
+
+
+def _array(file: TextFile, text: str) -> Iterator[Located]:
+    at, row = _skip(text, text.index("[") + 1), 0
+    closed = text.startswith("]", at)
+    at += closed
+    while not closed:
+        row, start = row + 1, at
+        try:
+            data, at, reason = _element(text, start)
+            if reason is None:
+                if located := file.accept(row, data):
+                    yield located
+            else:
+                file.reject(row, reason)
+            at = _skip(text, at)
+            closed = text.startswith("]", at)
+            if not closed and not text.startswith(",", at):
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+            at = _skip(text, at + 1)
+        except (json.JSONDecodeError, RecursionError) as e:
+            if file.broken:
+                return file.reject(row if at == start else row + 1, f"{BROKEN_OFF}: {file.broken}")
+            detail = f"{e.msg} at line {e.lineno}, column {e.colno}" if isinstance(e, json.JSONDecodeError) else str(e)
+            raise DataError(file.name, f"the JSON array is broken: {detail}", row=row) from e
+    if text[at:].strip():
+        end = json.JSONDecodeError("", text, at)
+        raise DataError(file.name, f"something follows the JSON array at line {end.lineno}, column {end.colno}")
+    if file.broken:
+        file.reject(row + 1, f"{BROKEN_OFF}: {file.broken}")
+
+
+def _element(text: str, at: int) -> tuple[Any, int, str | None]:
+    """(value, where it ends, why it is no row) of the JSON value that starts here."""
+    try:
+        return *_STRICT.raw_decode(text, at), None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as e:
+        return *_LENIENT.raw_decode(text, at), str(e)
+
+
+def _one_object(name: str, text: str, format: Format | None) -> dict[str, Any] | None:
+    """A file that is one object over many lines: SQuAD's, or (if the recipe says so) {question: answer}; None for text that is no object.
+
+    Raises DataError for any other: it holds no rows, though one of its keys may.
+    """
+    try:
+        data: dict[str, Any] = _STRICT.decode(text)
+    except _BadRow as e:
+        raise DataError(name, f"one JSON object with a {e}") from e
+    except (ValueError, RecursionError):
+        return None
+    articles = data.get("data")
+    if isinstance(articles, list) and any(isinstance(a, dict) and "paragraphs" in a for a in articles):
+        return data
+    if format == "squad" and all(isinstance(answer, str) for answer in data.values()):
+        return data
+    keys = ", ".join(list(data)[:20])
+    raise DataError(
+        name,
+        f"one JSON object (keys {keys}), not rows: give an array of objects or one object a line; "
+        "an object of questions and their answers is read with format: squad",
+    )
+
+
+def _skip(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

@@ -1,0 +1,81 @@
+"""Which raw rows a source takes, and what groups them: its `where` and `group` keys.
+
+Between reading and `formats`: the columns are the file's own. A row that `where` leaves out is no bad row; it is counted, not quarantined.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.rows import Located, Quarantine
+from rlhf.errors import DataError
+from rlhf.recipe.sections import SourceSection
+
+SAMPLE = 100  # rows in which a column has to appear
+
+
+def select(rows: Iterable[Located], source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
+    """The rows that `where` takes, each with its group. Raises DataError for a column that the first rows do not have."""
+    wanted = {column: values_of(source.path, column, values) for column, values in (source.where or {}).items()}
+    missing = dict.fromkeys(wanted, "where") | ({source.group: "group"} if source.group else {})
+    if not missing:
+        yield from map(_by_its_own, rows)
+        return
+    seen: dict[str, None] = {}
+    first: Located | None = None
+    for count, located in enumerate(rows):
+        first = first or located
+        if missing:
+            seen |= dict.fromkeys(located.data)
+            missing = {column: key for column, key in missing.items() if column not in seen}
+            if missing and count == SAMPLE - 1:
+                raise _no_column(source, missing, seen)
+        left_out = next((c for c, values in wanted.items() if as_text(located.data.get(c)) not in values), None)
+        if left_out is not None:
+            quarantine.leave_out(f"where: {left_out}")
+        elif not source.group:
+            yield _by_its_own(located)
+        elif located.data.get(source.group) is None:
+            quarantine.add(located.file, located.row, source.group, "is missing, and rows are grouped by it")
+        else:
+            yield replace(located, group=as_text(located.data[source.group]))
+    if missing and first is not None:
+        raise _no_column(source, missing, seen)
+
+
+def values_of(path: str, column: str, values: Collection[str | int] | str) -> frozenset[str]:
+    """The values that `where` takes, as text: those in the recipe, or the lines of a text file."""
+    if not isinstance(values, str):
+        return frozenset(map(str, values))
+    try:
+        lines = Path(values).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            path, f"where: {column}: {values} cannot be read as a text file of one value a line: {error}"
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip())
+
+
+def as_text(value: Any) -> str | None:
+    """A raw value as `where` and `group` compare it."""
+    if value is None or isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _by_its_own(located: Located) -> Located:
+    """A Stack Exchange pair belongs to its question, whatever the format it is read in."""
+    data = located.data
+    if located.group is None and "qid" in data and "response_j" in data and data["qid"] is not None:
+        return Located(located.file, located.row, data, group=as_text(data["qid"]))
+    return located
+
+
+def _no_column(source: SourceSection, missing: Mapping[str, str], seen: Iterable[str]) -> DataError:
+    column, key = next(iter(missing.items()))
+    said = f"no such column: {column}" if key == "where" else "no such column"
+    return DataError(source.path, f"{key}: {said if key == 'where' else column + ': ' + said}; found {', '.join(seen)}")

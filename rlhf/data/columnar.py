@@ -68,7 +68,10 @@ def columns_for(format: Format, source: SourceSection, schema: pa.Schema) -> lis
     if any(n not in schema.names or not _is_text(schema.field(n).type) for n in found):
         return None
     group = group_column(format, source)
-    return [*found, *([group] if group in schema.names and group is not None else [])]
+    if group is None or (group not in schema.names and not source.group):
+        return found
+    kind = schema.field(group).type if group in schema.names else pa.null()
+    return [*found, group] if _is_text(kind) or pa.types.is_integer(kind) else None
 
 
 def group_column(format: Format, source: SourceSection) -> str | None:
@@ -89,12 +92,14 @@ def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) 
         doubt |= _suspect(column)
     if "chosen" in raw:
         doubt |= pc.fill_null(pc.equal(raw["chosen"], raw["rejected"]), True).to_numpy(zero_copy_only=False)
+    group = group_column(format, source)
+    if source.group:
+        doubt |= batch.column(source.group).is_null().to_numpy(zero_copy_only=False)
     good, doubtful = np.flatnonzero(~doubt), np.flatnonzero(doubt)
     if len(doubtful):
         raw = {name: column.take(pa.array(good)) for name, column in raw.items()}
     columns = {name: _around(column, plan[name]) for name, column in raw.items()}
-    group = group_column(format, source)
-    if group in batch.schema.names and group is not None:
+    if group is not None and group in batch.schema.names:
         values = batch.column(group).cast(pa.string())
         columns["group"] = values.take(pa.array(good)) if len(doubtful) else values
     return Converted(columns, good, doubtful)

@@ -18,6 +18,7 @@ import numpy as np
 from rlhf.data.formats import convert
 from rlhf.data.recognise import SAMPLE, choose
 from rlhf.data.rows import Located, Quarantine, chunks, kind_of
+from rlhf.data.selection import select
 from rlhf.data.sources import read, read_file, table_files
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
@@ -150,7 +151,7 @@ class Stream:
 
         names = columns_for(format, source, table_schema(file))
         if names is None:
-            for chunk in chunks(read_file(file, self.quarantine)):
+            for chunk in chunks(select(read_file(file, self.quarantine), source, self.quarantine)):
                 yield self._rows(number, chunk, format, source)
             return
         start = 1
@@ -159,7 +160,7 @@ class Stream:
             self.quarantine.rows_in += len(done.rows)
             units = self._unit_array(number, done.columns.get("group"), len(done.rows))
             block = block_of(done.columns, str(file), start + done.rows, units) if len(done.rows) else None
-            raw = rows_at(batch, done.doubtful.tolist(), file, start, self.quarantine)
+            raw = select(rows_at(batch, done.doubtful.tolist(), file, start, self.quarantine), source, self.quarantine)
             doubtful = self._rows(number, list(raw), format, source)
             yield merge(block, doubtful) if block is not None and doubtful else doubtful or block
             start += batch.num_rows

@@ -1,30 +1,20 @@
-"""The `rlhf` command: parse, call, map errors to exit codes.
-
-Everything heavy is imported inside the commands, after the recipe was found to be good, so that a typo is answered in a
-fraction of a second. Exit codes: 0 done; 1 failed at run time; 2 recipe or usage; 3 data; 4 environment or memory;
-130 interrupted.
-"""
+"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `cli_data`."""
 
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
-from .errors import DataError, RecipeError
-from .failure import explain, is_main_process
+from .cli_common import Debug, Overrides, RecipeFile, carry_out, console, reported
+from .cli_data import data_app
+from .errors import RecipeError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from .recipe.loader import Loaded
     from .recipe.schema import AnyRecipe
 
 app = typer.Typer(
@@ -35,17 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Make datasets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.learning_rate=1e-5", show_default=False
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)]
 
 
 def main() -> None:
@@ -74,25 +54,19 @@ def options(version: Version = False, debug: Debug = False) -> None:
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Train a model: sft, reward, ppo or dpo."""
-    _carry_out(("train",), recipe, overrides, debug)
-
-
-@data_app.command("build")
-def data_build(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Build a dataset: rankings to pairs, near-duplicates out, train and test apart."""
-    _carry_out(("data", "build"), recipe, overrides, debug)
+    carry_out(("train",), recipe, overrides, debug)
 
 
 @app.command("generate")
 def generate_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Sample completions of prompts and score them."""
-    _carry_out(("generate",), recipe, overrides, debug)
+    carry_out(("generate",), recipe, overrides, debug)
 
 
 @app.command("eval")
 def eval_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Compare models and write a report."""
-    _carry_out(("eval",), recipe, overrides, debug)
+    carry_out(("eval",), recipe, overrides, debug)
 
 
 @app.command("run")
@@ -104,7 +78,7 @@ def run_command(
 
     Finished stages are skipped; one that broke goes on from its last checkpoint.
     """
-    with _reported(debug):
+    with reported(debug):
         from .run import run_folder, stop_on_sigterm
 
         stop_on_sigterm()
@@ -117,7 +91,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
 
     Keys, values, files and callables; what earlier stages will make may be missing.
     """
-    with _reported(debug):
+    with reported(debug):
         from .check import check as check_names
         from .recipe.loader import read
 
@@ -135,13 +109,13 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
 @app.command("inspect")
 def inspect_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Show the rows and tokens that a recipe would train on."""
-    with _reported(debug):
+    with reported(debug):
         from .recipe.loader import load
 
         loaded = load(recipe, overrides or ())
         from .data.inspect import inspect
 
-        inspect(loaded, _console())
+        inspect(loaded, console())
 
 
 @app.command("chat")
@@ -152,70 +126,19 @@ def chat_command(
     debug: Debug = False,
 ) -> None:
     """Talk to a trained model."""
-    with _reported(debug):
+    with reported(debug):
         from .generation.chat import chat
 
-        chat(model, _console())
+        chat(model, console())
 
 
 @app.command("doctor")
 def doctor_command(debug: Debug = False) -> None:
     """Tell what this machine can do, and what it lacks."""
-    with _reported(debug):
+    with reported(debug):
         from .doctor import doctor
 
-        doctor(_console())
-
-
-def _carry_out(command: tuple[str, ...], path: Path, overrides: list[str] | None, debug: bool) -> None:
-    with _reported(debug):
-        from .recipe.loader import read
-        from .run import run_recipe, stop_on_sigterm
-
-        loaded = read(path, overrides or ())
-        _refuse_other_methods(command, path, loaded)
-        stop_on_sigterm()
-        run_recipe(loaded.recipe)
-        if is_main_process():
-            typer.echo(f"done: {loaded.recipe.output_dir}")
-
-
-def _refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -> None:
-    from .run import command as command_of
-
-    method = loaded.recipe.method
-    right = command_of(method)
-    if right != command:
-        place = loaded.place(("method",))
-        wrong, right_words = " ".join(command), " ".join(right)
-        raise RecipeError(
-            f"{place}: method: rlhf {wrong} does not run {method} recipes; use: rlhf {right_words} {path}"
-        )
-
-
-@contextmanager
-def _reported(debug: bool) -> Iterator[None]:
-    """Turn an exception into one message on standard error, from rank 0 alone, and the exit code that belongs to it."""
-    debug = debug or os.environ.get("RLHF_DEBUG") == "1"
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"  # for the processes that `rlhf run` starts
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
-        # the reader of our output has gone, as with `| head`; rich turns that into a SystemExit
-        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        failure = explain(error)
-        if debug:
-            traceback.print_exc()
-        if is_main_process() or debug:
-            hint = "" if failure.foreseen or debug else " (--debug shows where)"
-            prefix = "" if isinstance(error, RecipeError | DataError) else "error: "  # those begin with file:line
-            typer.echo(f"{prefix}{failure.message}{hint}", err=True)
-        raise typer.Exit(failure.exit_code) from None
+        doctor(console())
 
 
 def _facts(recipe: AnyRecipe) -> Iterator[str]:
@@ -240,9 +163,3 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
         length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
         batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
         yield f"training: {length}, batch {batch} on each device, learning_rate {training.learning_rate:g}"
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()

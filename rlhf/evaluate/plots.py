@@ -1,69 +1,26 @@
-"""The report's figures: SVG that takes its ink from the page, so that they read in light, in dark and on paper.
+"""The evaluation report's figures, drawn on `rlhf.figures`' canvas: the same colour for the same model in every one.
 
-Text stays text (it can be searched and is set in the page's font); ink and grid are CSS, only data has colours, the same
-colour for the same model in every figure. Lines are smoothed only where the raw one lies faintly behind.
+Lines are smoothed only where the raw one lies faintly behind.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-PALETTE = ("#3f87d4", "#e5812e", "#2ba17b", "#a06fd0", "#d94f70", "#8d8f2c", "#17a3b8", "#9a6a4f")
-GOOD, BAD, NEUTRAL = "#2ba17b", "#d94f70", "#7d8794"
-INK, GRID = "#0a0b0c", "#0a0b0d"  # stand-ins, replaced by the page's own
+from rlhf.figures import BAD, GOOD, GRID, INK, NEUTRAL, PALETTE, canvas
+
+__all__ = ["BAD", "GOOD", "GRID", "INK", "NEUTRAL"]
 RAW_ALPHA, SMOOTHING_FROM = 0.28, 24  # points below which a line is drawn as it is
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rlhf",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GRID,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """One colour a name, by its place: the models of the recipe first."""
     return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
-
-
-@contextmanager
-def canvas(width: float, height: float) -> Iterator[tuple[Axes, list[Markup]]]:
-    """An empty plot; when the block ends the list holds its SVG."""
-    out: list[Markup] = []
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.add_subplot(), out
-        out.append(_svg(figure))
 
 
 def lines(
@@ -193,23 +150,3 @@ def _bars(estimate: Mapping[str, Any]) -> list[list[float]] | None:
     if estimate["low"] is None:
         return None
     return [[estimate["value"] - estimate["low"]], [estimate["high"] - estimate["value"]]]
-
-
-def _svg(figure: Figure) -> Markup:
-    """An inline SVG element: no XML prologue, no metadata, ids of its own, ink and grid from the page's CSS."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", text)
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r'\1 role="img"',
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1),
-        count=1,
-    )
-    mark = f"f{hashlib.blake2b(text.encode(), digest_size=5).hexdigest()}-"
-    text = re.sub(r'\bid="', f'id="{mark}', text)
-    text = text.replace("url(#", f"url(#{mark}").replace('xlink:href="#', f'href="#{mark}')
-    text = text.replace("'DejaVu Sans'", "var(--font)").replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    return Markup(text.strip())

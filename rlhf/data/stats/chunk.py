@@ -1,0 +1,67 @@
+"""Rows as texts and lengths, a few hundred at a time: what every accumulator of `stats` is fed.
+
+Between the stream of canonical rows and the accumulators. Lengths are what training counts where there is a tokenizer
+(`tokens`), else characters; which of the two is the report's `unit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+
+from rlhf.data.rows import Located, Row, Text, completions_of, kind_of
+
+SIZE = 512  # rows a chunk: enough to fill a tokenizer's batch, few enough to be small beside the columns
+
+SIDES = {"preference": ("chosen", "rejected"), "ranking": ("completions",)}
+
+# (tokens or characters of the prompt, of each completion), None where the template refuses the row
+Lengths = tuple[int, list[int]] | None
+LengthsOf = Callable[[Sequence[Row]], list[Lengths]]
+
+
+def words_of(value: Text) -> str:
+    """The words alone: a text, or the contents of messages without their roles."""
+    return value if isinstance(value, str) else "\n".join(m["content"] for m in value)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows in order; `start` is the place of the first among the split's rows."""
+
+    start: int
+    rows: list[Located]
+    lengths: list[Lengths]
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        return [kind_of(row.data) for row in self.rows]
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        return [words_of(row.data["prompt"]) for row in self.rows]
+
+    @cached_property
+    def completions(self) -> list[list[str]]:
+        return [[words_of(c) for c in completions_of(row.data)] for row in self.rows]
+
+
+def side(kind: str, index: int) -> str:
+    """The name of a row's completion `index`: chosen, rejected, completion, or completions for all of a ranking."""
+    names = SIDES.get(kind, ("completion",))
+    return names[index] if len(names) > 1 else names[0]
+
+
+def chunks(rows: Iterable[Located], lengths_of: LengthsOf, size: int = SIZE) -> Iterator[Chunk]:
+    """The rows in chunks, measured."""
+    stream, start = iter(rows), 0
+    while part := list(islice(stream, size)):
+        yield Chunk(start, part, lengths_of([row.data for row in part]))
+        start += len(part)
+
+
+def characters(rows: Sequence[Row]) -> list[Lengths]:
+    """Lengths in Unicode characters."""
+    return [(len(words_of(row["prompt"])), [len(words_of(c)) for c in completions_of(row)]) for row in rows]

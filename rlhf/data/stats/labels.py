@@ -1,0 +1,106 @@
+"""What the labels say: which place is the best one, how far apart scores are, how many ties, the balance of good and bad."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from rlhf.data.rows import grades_of, text_of
+from rlhf.data.stats.chunk import Chunk
+from rlhf.data.stats.numbers import BINS, shares, wilson
+
+
+def _alike(a: str, b: str) -> bool:
+    """Whether two texts differ in case and white space only; the first letter settles most."""
+    return a.strip()[:1].casefold()[:1] == b.strip()[:1].casefold()[:1] and _bare(a) == _bare(b)
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+class Labels:
+    """Ranking places, margins and unpaired labels of one split; margins are kept as 4 bytes a row."""
+
+    def __init__(self) -> None:
+        self._best: dict[int, Counter[int]] = {}
+        self._rankings = self._with_ties = self._best_tied = self._equal_texts = 0
+        self._equal_example: str | None = None
+        self._margins = array("f")
+        self._same_but_space = 0
+        self._same_example: str | None = None
+        self._labels: Counter[str] = Counter()
+
+    def add(self, chunk: Chunk) -> None:
+        for row, kind, texts in zip(chunk.rows, chunk.kinds, chunk.completions, strict=True):
+            if kind == "ranking":
+                self._ranking(f"{row.file}:{row.row}", grades_of(row.data), "scores" in row.data)
+                if len({text_of(c) for c in row.data["completions"]}) < len(texts):
+                    self._equal_texts += 1
+                    self._equal_example = self._equal_example or f"{row.file}:{row.row}"
+            elif kind == "preference":
+                if row.data.get("margin") is not None:
+                    self._margins.append(row.data["margin"])
+                if _alike(texts[0], texts[1]):
+                    self._same_but_space += 1
+                    self._same_example = self._same_example or f"{row.file}:{row.row}"
+            if row.data.get("label") is not None:
+                self._labels[str(row.data["label"]).lower()] += 1
+
+    def _ranking(self, place: str, grades: list[float], scored: bool) -> None:
+        self._rankings += 1
+        ordered = sorted(grades, reverse=True)
+        self._with_ties += any(a == b for a, b in pairwise(ordered))
+        if scored:
+            self._margins.extend(a - b for a, b in pairwise(ordered))
+        if ordered[0] == ordered[1]:
+            self._best_tied += 1
+        else:
+            self._best.setdefault(len(grades), Counter())[grades.index(ordered[0])] += 1
+
+    def report(self) -> dict[str, Any]:
+        """{rankings, margins, unpaired, nearly_identical}, each None or 0 where the split has none of it."""
+        return {
+            "rankings": self._rankings_report(),
+            "margins": self._margins_report(),
+            "unpaired": shares(self._labels) if self._labels else None,
+            "nearly_identical": {"rows": self._same_but_space, "example": self._same_example},
+        }
+
+    def _rankings_report(self) -> dict[str, Any] | None:
+        """How often completion i (from 0) is the best, apart by how many there are; ties for the best apart."""
+        if not self._rankings:
+            return None
+        best = {
+            str(n): [{"index": i, "count": c[i], "share": wilson(c[i], c.total())} for i in range(n)]
+            for n, c in sorted(self._best.items())
+        }
+        return {
+            "count": self._rankings,
+            "best": best,
+            "best_tied": self._best_tied,
+            "with_ties": self._with_ties,
+            "equal_texts": {"rows": self._equal_texts, "example": self._equal_example},
+        }
+
+    def _margins_report(self) -> dict[str, Any] | None:
+        """Of preference rows with a margin, and of a scored ranking's neighbours."""
+        if not self._margins:
+            return None
+        values = np.frombuffer(self._margins, dtype=np.float32).astype(np.float64)
+        p50, p95 = np.percentile(values, [50, 95], method="inverted_cdf")
+        top = float(np.percentile(values, 99.5, method="inverted_cdf")) or float(values.max()) or 1.0
+        counts, edges = np.histogram(np.minimum(values, top), bins=BINS, range=(0.0, top))
+        return {
+            "count": len(values),
+            "zero": int((values == 0).sum()),
+            "mean": float(values.mean()),
+            "p50": float(p50),
+            "p95": float(p95),
+            "max": float(values.max()),
+            "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        }

@@ -113,6 +113,8 @@ def _refusal(f: Fields, rows: Sequence[Located], source: SourceSection) -> DataE
             f"no format fits the columns found: {found}; the general ones need {needs} (all formats: docs/formats.md)"
         )
         candidates = [format for format in _GENERAL if format != "unpaired"]
+        if f.has("instruction") and f.has("chosen"):
+            candidates = ["alpaca"]
     return DataError(
         source.path, f"{said}. Say which column is which, for example\n  {_suggestion(candidates, f.data)}"
     )

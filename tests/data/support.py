@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from rlhf.data.formats import convert
 from rlhf.data.load import Loaded, load
 from rlhf.data.rows import Located, Quarantine
 from rlhf.data.sources import read
+from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -45,3 +47,19 @@ def console() -> tuple[Any, io.StringIO]:
 
     out = io.StringIO()
     return Console(file=out, width=200, no_color=True), out
+
+
+def row(
+    format: str, columns: dict[str, str] | None = None, template: str | None = None, /, **data: Any
+) -> dict[str, Any]:
+    """What a format makes of one row."""
+    source = SourceSection(path="f", columns=columns, template=template)
+    return convert(Located("f", 1, data), format, source)  # type: ignore[arg-type]
+
+
+def refused(format: str, columns: dict[str, str] | None = None, /, **data: Any) -> tuple[str | None, str]:
+    """(field, reason) for which a format refuses a row."""
+    with pytest.raises(DataError) as error:
+        row(format, columns, **data)
+    assert (error.value.file, error.value.row) == ("f", 1)
+    return error.value.field, error.value.reason

@@ -10,42 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.formats import convert
 from rlhf.data.recognise import choose
 from rlhf.data.rows import Located, grades_of, kind_of
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
 
-from .support import lines, load_one, real
+from .support import lines, load_one, real, refused, row
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Yes"), ("assistant", "No")))
-
-
-def row(format: str, columns: dict[str, str] | None = None, /, **data: Any) -> dict[str, Any]:
-    return convert(Located("f", 1, data), format, SourceSection(path="f", columns=columns))  # type: ignore[arg-type]
-
-
-def refused(format: str, columns: dict[str, str] | None = None, /, **data: Any) -> tuple[str | None, str]:
-    with pytest.raises(DataError) as error:
-        row(format, columns, **data)
-    assert (error.value.file, error.value.row) == ("f", 1)
-    return error.value.field, error.value.reason
-
-
-def test_kochatgpt() -> None:
-    data = {"prompt": "p", "completion_0": "a", "completion_1": "b", "completion_2": "c", "ranking": [1, 2, 0], "x": 1}
-    assert row("kochatgpt_rm", **data) == {"prompt": "p", "completions": ["a", "b", "c"], "ranking": [1, 2, 0]}
-    for ranking in ([1, 2], [1, 1, 0], [1, 2, 3], [0, 1, 2.0], [True, 0, 2], "x", None):
-        assert refused("kochatgpt_rm", **data | {"ranking": ranking})[0] == "ranking"
-    assert refused("kochatgpt_rm", **data | {"completion_1": None}) == (
-        "completion_0",
-        "needs completion_0, completion_1, ... without a gap",
-    )
-
-
-def test_more_than_ten_kochatgpt_completions_stay_in_order() -> None:
-    data = {f"completion_{i}": str(i) for i in range(12)}
-    assert row("kochatgpt_rm", prompt="p", ranking=list(range(12)), **data)["completions"] == list(map(str, range(12)))
 
 
 def test_stack_exchange_paired() -> None:
@@ -197,7 +169,7 @@ def test_what_fits_nothing_gets_a_line_to_paste(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        ({"instruction": "i", "output": "o", "chosen": "a", "rejected": "b"}, {}, "prompt: instruction"),
+        ({"instruction": "i", "output": "o", "chosen": "a", "rejected": "b"}, {}, "format: alpaca"),
         ({"prompt": "p", "response": "r"}, {}, "completion: response"),
         ({"prompt": "p", "completions": ["a", "b"]}, {}, "no format fits"),
         ({"prompt": "p"}, {"format": "hh"}, "needs the columns chosen, rejected; found prompt"),

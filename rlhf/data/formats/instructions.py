@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.data.formats.fields import Fields, Spec
+from rlhf.data.formats.fields import Fields, Spec, distinct
 from rlhf.data.formats.templates import ALPACA, fill, placeholders
 from rlhf.data.rows import Row
 
@@ -23,7 +23,11 @@ def instruction_prompt(f: Fields) -> str:
 
 
 def _alpaca(f: Fields) -> Row:
-    return {"prompt": instruction_prompt(f), "completion": f.text("output")}
+    """A demonstration; a preference where chosen and rejected stand beside the instruction."""
+    prompt = instruction_prompt(f)
+    if f.has("chosen") or f.has("rejected"):
+        return distinct(f, {"prompt": prompt, "chosen": f.text("chosen"), "rejected": f.text("rejected")})
+    return {"prompt": prompt, "completion": f.text("output")}
 
 
 def _squad(f: Fields) -> Row:
@@ -59,8 +63,8 @@ def _has_answers(f: Fields) -> bool:
 
 ALPACA_SPEC = Spec(
     _alpaca,
-    (("instruction", "output"),),
-    lambda f: not (f.has("chosen") or f.has("rejected")),
+    (("instruction", "output"), ("instruction", "chosen", "rejected")),
+    lambda f: f.has("output") != f.has("chosen"),
     ("input",),
     ("instruction", "input"),
     tuple(ALPACA),

@@ -70,15 +70,15 @@ def order_of_comparisons(f: Fields, n: int) -> list[int]:
     found: list[int] = []
     left = set(range(n))
     while left:
-        best = [i for i in left if not any(i in better[j] for j in left)]
+        best = sorted(i for i in left if not any(i in better[j] for j in left))
         if not best:
             cycle = " > ".join(map(str, _cycle(better, left)))
             raise f.error("comparisons", f"go round in a circle: {cycle}")
-        if len(best) > 1:
-            a, b = sorted(best)[:2]
+        found += best
+        left.difference_update(best)
+    for a, b in pairwise(found):  # in the only order, each was compared with the next
+        if b not in better[a]:
             raise f.error("comparisons", f"do not say which is better: completion {a} or {b}")
-        found.append(best[0])
-        left.remove(best[0])
     return found
 
 

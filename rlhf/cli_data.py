@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ from .cli_common import Debug, Overrides, RecipeFile, carry_out, console, report
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Engine = Enum("Engine", [(name, name) for name in ("fast", "exact", "datasketch", "ray")], type=str)
+Keep = Enum("Keep", [(name, name) for name in ("first", "longest")], type=str)
 
 data_app = typer.Typer(help="Make datasets, and tell what is in them.", no_args_is_help=True)
 
@@ -44,9 +48,62 @@ Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write
 
 
 @data_app.command("build")
-def data_build(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+def data_build(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be used.")] = False,
+    debug: Debug = False,
+) -> None:
     """Build a dataset: rankings to pairs, near-duplicates out, train and test apart."""
-    carry_out(("data", "build"), recipe, overrides, debug)
+    carry_out(("data", "build"), recipe, [*(overrides or ()), *(["strict=true"] if strict else [])], debug)
+
+
+@data_app.command("dedup")
+def data_dedup(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.", show_default=False)],
+    column: Annotated[list[str] | None, typer.Option(help="What is compared (repeat it for several).")] = None,
+    engine: Annotated[Engine, typer.Option(help="How near-duplicates are found.")] = Engine.fast,
+    threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Jaccard similarity that counts as alike.")] = 0.8,
+    keep: Annotated[Keep, typer.Option(help="Which of those alike stays.")] = Keep.first,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Take out what is like a row of this file instead.", show_default=False)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Near-duplicates out, each with its witness in removed.jsonl: `data build` with that one step.
+
+    With --against, rows that are like one of another set (an evaluation set) go, and only those.
+    """
+    with reported(debug):
+        from .recipe.schema import DataRecipe
+        from .run import run_recipe, stop_on_sigterm
+
+        match = {"column": column or ["prompt"], "engine": engine.value, "threshold": threshold}
+        others = {"against": [{"path": other} for other in against or ()]}
+        step = {"decontaminate": match | others} if against else {"dedup": match | {"keep": keep.value}}
+        recipe = {"method": "data", "output_dir": str(output), "sources": [{"path": path}], "steps": [step]}
+        stop_on_sigterm()
+        run_recipe(DataRecipe.model_validate(recipe))
+        typer.echo(f"done: {output}")
+
+
+@data_app.command("cache")
+def data_cache(
+    clean: Annotated[bool, typer.Option("--clean", help="Remove what is listed.")] = False,
+    older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Only what is older.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """List the tokenised rows that training has kept, or remove them."""
+    with reported(debug):
+        from .data import token_cache
+
+        for entry in (found := list(token_cache.entries(older_than))):
+            typer.echo(f"{entry.path.name}  {entry.rows:10,} rows  {entry.bytes / 1e6:10,.1f} MB  {entry.about}")
+        size = sum(entry.bytes for entry in found) / 1e6
+        if clean:
+            token_cache.clean(older_than)
+        typer.echo(f"{'removed ' if clean else ''}{len(found)} in {token_cache.root()}, {size:,.1f} MB")
 
 
 @data_app.command("stats")

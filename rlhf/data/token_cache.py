@@ -62,7 +62,7 @@ def token_folder(
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache: its path, its size in bytes, when it was made (seconds since 1970), its rows, its sources."""
+    """One folder of the cache: its size in bytes, when it was made (seconds since 1970), its rows, and where they came from."""
 
     path: Path
     bytes: int
@@ -70,11 +70,17 @@ class Entry:
     rows: int
     sources: list[str]
 
+    @property
+    def about(self) -> str:
+        """When it was made, and its sources, in a line."""
+        return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(self.made))}  {', '.join(self.sources)}"
 
-def entries() -> Iterator[Entry]:
-    """What the cache holds, the newest first; a folder that is not whole has no rows."""
+
+def entries(older_than_days: float = 0) -> Iterator[Entry]:
+    """What the cache holds (made longer ago than that), the newest first; a folder that is not whole has no rows."""
     folders = [p for p in root().glob("[!.]*") if p.is_dir()]
-    for path in sorted(folders, key=lambda p: -p.stat().st_mtime):
+    latest = time.time() - older_than_days * 86400
+    for path in sorted((p for p in folders if p.stat().st_mtime <= latest), key=lambda p: -p.stat().st_mtime):
         try:
             report = json.loads((path / "report.json").read_text(encoding="utf-8"))["report"]
         except (OSError, ValueError, KeyError):
@@ -85,7 +91,7 @@ def entries() -> Iterator[Entry]:
 
 def clean(older_than_days: float = 0) -> tuple[int, int]:
     """Remove the folders made longer ago than that; returns how many folders and bytes."""
-    gone = [entry for entry in entries() if time.time() - entry.made >= older_than_days * 86400]
+    gone = list(entries(older_than_days))
     for entry in gone:
         shutil.rmtree(entry.path)
     return len(gone), sum(entry.bytes for entry in gone)

@@ -44,6 +44,10 @@ def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
 
         rows = read_hub(source, quarantine)
     else:
+        if source.config is not None:
+            raise DataError(
+                source.path, "config: names a part of a data set of the hub; this is a local file or folder"
+            )
         files = files_of(source)
         rows = (located for path in files for located in read_file(path, quarantine, source.format))
     if source.format not in (None, "squad", "oasst"):

@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow lint format types clean
+.PHONY: help venv quickstart test test-slow lint format types docs clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: venv ## let ruff mend what it can
 
 types: venv ## mypy, strict where the contracts are
 	$(bin)/mypy
+
+docs: venv ## write docs/recipes.md from the schema
+	$(bin)/python -m docs.make_recipes
 
 clean: ## remove caches and builds; outputs/ and $(VENV) stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

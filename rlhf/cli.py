@@ -107,15 +107,20 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
 
 
 @app.command("inspect")
-def inspect_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Show the rows and tokens that a recipe would train on."""
+def inspect_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the first batch to show.")] = 4,
+    debug: Debug = False,
+) -> None:
+    """Show the rows and tokens that a recipe would train on, and check every row."""
     with reported(debug):
         from .recipe.loader import load
 
         loaded = load(recipe, overrides or ())
         from .data.inspect import inspect
 
-        inspect(loaded, console())
+        inspect(loaded, console(), rows)
 
 
 @app.command("chat")

@@ -1,19 +1,21 @@
 """`rlhf inspect RECIPE`: the first batch exactly as training will see it, and the invariants of every row.
 
 Goes the real way, through `dataset`, `sampler` and `segments`, and reads the trained tokens off the labels; so what is shown
-cannot differ from what is trained. Trained tokens are in colour, or between double brackets where there is none.
+cannot differ from what is trained. Trained tokens are in colour, or between double brackets where there is none. Special tokens
+stand as they are written, a line break is an arrow and a line break, and what cannot be seen is an escape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from rlhf.data.dataset import KINDS, Prompts, TokenizedRows, prompts, tokenize
 from rlhf.data.rows import Located
 from rlhf.data.sampler import Sampler
-from rlhf.data.segments import IGNORE_INDEX, PaddedBatch, Segment, collate, pad
+from rlhf.data.segments import IGNORE_INDEX, Segment, collate, pad
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import AnyRecipe, PpoRecipe, Recipe, SftRecipe, TrainRecipe
 
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 4  # rows of the batch, or prompts
+CHECKED_AT_ONCE = 64  # rows laid out together to be checked
+NEWLINE = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
 OPEN, CLOSE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
 
 
-def inspect(recipe: AnyRecipe | Recipe, console: Console) -> None:
-    """Print the first microbatch decoded, the invariants, and what became of every row.
+def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) -> None:
+    """Print the first microbatch decoded (`shown` rows of it), the invariants, and what became of every row.
 
     Raises RecipeError for a recipe that does not train, DataError when a row breaks an invariant.
     """
@@ -40,7 +44,7 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console) -> None:
     if isinstance(recipe, PpoRecipe):
         room = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
         found = prompts(recipe.data.train, tokenizer, recipe.data.template, room, recipe.data.on_overflow)
-        _show_prompts(found, tokenizer, console)
+        _show_prompts(found, recipe, tokenizer, console, shown)
         return
     rows = tokenize(recipe.data, tokenizer, KINDS[recipe.method], "train")
     score_prompt = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"
@@ -54,13 +58,18 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console) -> None:
     )
     batch = sampler.window(0)[0]
     console.print(f"step 1, microbatch 1: {len(batch)} rows, {sampler.total_steps(1)} steps an epoch", highlight=False)
-    for index in batch[:SHOWN]:
+    for index in batch[:shown]:
         _show_segment(rows.segments[index], rows.rows[index], tokenizer, score_prompt, console)
-    if len(batch) > SHOWN:
-        console.print(f"and {len(batch) - SHOWN} rows more in this microbatch", highlight=False)
+    if len(batch) > shown:
+        console.print(f"and {len(batch) - shown} rows more in this microbatch (--rows shows more)", highlight=False)
     checked = check_rows(rows, recipe, tokenizer, score_prompt)
-    console.print(f"checked {checked} completions of {len(rows.segments)} rows: each trains a token; EOS is trained;")
-    console.print("the beginning-of-text token is not doubled; no padding is trained")
+    eos = "and EOS" if recipe.data.template.add_eos else "(EOS is left to the template)"
+    console.print(
+        f"checked {checked} completions of {len(rows.segments)} rows: each trains all of its tokens {eos}, and nothing else"
+        f"{' but the prompt' if score_prompt else ''};\nno padding is trained, and the beginning-of-text token is not doubled",
+        highlight=False,
+        soft_wrap=True,
+    )
     _show_report(rows.report, console)
 
 
@@ -69,35 +78,60 @@ def check_rows(
 ) -> int:
     """Check the invariants on the labels of every row; returns how many completions there are. Raises DataError."""
     checked = 0
-    for segment, row in zip(rows.segments, rows.rows, strict=True):
-        padded = pad(collate([segment], score_prompt=score_prompt), cast(int, tokenizer.pad_token_id))
-        for i in range(len(padded.input_ids)):
-            if reason := _fault(padded, i, segment, recipe, tokenizer):
-                raise row.error(reason)
-            checked += 1
+    for start in range(0, len(rows.segments), CHECKED_AT_ONCE):
+        part = range(start, min(start + CHECKED_AT_ONCE, len(rows.segments)))
+        segments = [rows.segments[i] for i in part]
+        padded = pad(collate(segments, score_prompt=score_prompt), cast(int, tokenizer.pad_token_id))
+        laid_out = zip(padded.input_ids.tolist(), padded.labels.tolist(), padded.last.tolist(), strict=True)
+        for i, segment in zip(part, segments, strict=True):
+            for completion in segment.completion_ids:
+                ids, labels, last = next(laid_out)
+                prompt = len(segment.prompt_ids)
+                reason = _mislabelled(ids, labels, prompt, last + 1, score_prompt) or _misspelt(
+                    ids[: last + 1], prompt, recipe, tokenizer
+                )
+                if reason:
+                    raise rows.rows[i].error(reason)
+                assert len(completion) == last + 1 - prompt
+                checked += 1
     return checked
 
 
-def _fault(
-    padded: PaddedBatch, i: int, segment: Segment, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase
-) -> str | None:
-    """What is wrong with completion `i` of a segment."""
-    template, limit = recipe.data.template, recipe.data.max_length
-    labels, prompt = padded.labels[i], list(segment.prompt_ids)
-    bos = tokenizer.bos_token_id
-    length = int(padded.attention_mask[i].sum())
-    if not bool((labels != IGNORE_INDEX).any()):
-        return "trains no token"
-    if bool((labels[length:] != IGNORE_INDEX).any()):
+def _mislabelled(ids: list[int], labels: list[int], prompt: int, length: int, score_prompt: bool) -> str | None:
+    """What is wrong with a row's labels: they must be the completion's tokens, and nothing else (but the prompt's)."""
+    none = [IGNORE_INDEX]
+    if labels[prompt:length] == none * (length - prompt):
+        return "trains no token of the completion"
+    if labels[length:] != none * (len(labels) - length):
         return "trains padding"
-    cut = recipe.data.on_overflow == "truncate" and length == limit
-    if template.add_eos and int(labels[length - 1]) != tokenizer.eos_token_id and not cut:
+    if labels[prompt:length] != ids[prompt:length]:
+        return "does not train every token of the completion as itself"
+    if labels[:prompt] != (none + ids[1:prompt] if score_prompt else none * prompt):
+        return "does not train the prompt, although loss_on is all" if score_prompt else "trains the prompt"
+    return None
+
+
+def _misspelt(ids: list[int], prompt: int, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What is wrong with a row's tokens: its length, its end, its beginning."""
+    template, limit = recipe.data.template, recipe.data.max_length
+    bos, eos, pad_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    cut = recipe.data.on_overflow == "truncate" and len(ids) == limit
+    if len(ids) > limit:
+        return f"is longer than max_length: {len(ids)} tokens"
+    if template.add_eos and ids[-1] != eos and not cut:
         return "does not train EOS, although template.add_eos is set"
-    if bos is not None and (
-        prompt[:2] == [bos, bos] or (template.kind == "plain" and prompt.count(cast(int, bos)) > 1)
-    ):
-        return "begins with the beginning-of-text token twice"
-    return "is longer than max_length" if length > limit else None
+    if ids[prompt:].count(eos) > 1 and ids[-2] == eos:
+        return "trains EOS twice at its end"
+    if pad_id not in (eos, bos, tokenizer.unk_token_id) and pad_id in ids[prompt:]:
+        return "trains the padding token inside the completion"
+    return _doubled_bos(ids if bos != eos else ids[:prompt], bos, template.kind)
+
+
+def _doubled_bos(ids: list[int], bos: Any, kind: str) -> str | None:
+    """A chat template may open every turn with BOS, as ChatML does; two in a row, or two in a plain text, are a mistake."""
+    if bos is None or not (ids[:2] == [bos, bos] or (kind == "plain" and ids.count(bos) > 1)):
+        return None
+    return "begins with the beginning-of-text token twice: the tokenizer adds it, so the template must not"
 
 
 def _show_segment(
@@ -110,9 +144,33 @@ def _show_segment(
         end = prompt + len(completion)
         ids, labels = padded.input_ids[i, :end].tolist(), padded.labels[i, :end].tolist()
         trained = [label != IGNORE_INDEX for label in labels]
+        pieces = list(_pieces(ids, trained, prompt, tokenizer))
         if i == 0:
-            _show_tokens("prompt", ids[:prompt], trained[:prompt], tokenizer, console)
-        _show_tokens(_name(segment, i), ids[prompt:], trained[prompt:], tokenizer, console)
+            _show_tokens("prompt", [p for p in pieces if p.in_prompt], console)
+        _show_tokens(_name(segment, i), [p for p in pieces if not p.in_prompt], console)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    trained: bool
+    in_prompt: bool
+
+
+def _pieces(ids: list[int], trained: list[bool], prompt: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Piece]:
+    """Runs of tokens alike, as the text that each adds to what comes before it.
+
+    Decoded alone, a run would lose its leading space with SentencePiece tokenizers. A character whose bytes are split
+    between two runs is the exception: it cannot be shown as either's, and is shown as what its bytes decode to.
+    """
+    before = ""
+    end = 0
+    for (is_trained, in_prompt), group in groupby(range(len(ids)), key=lambda i: (trained[i], i < prompt)):
+        start, end = end, end + len(list(group))
+        whole = cast(str, tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+        alone = cast(str, tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+        yield _Piece(whole[len(before) :] if whole.startswith(before) else alone, is_trained, in_prompt)
+        before = whole
 
 
 def _name(segment: Segment, i: int) -> str:
@@ -122,30 +180,38 @@ def _name(segment: Segment, i: int) -> str:
     return f"completion {i} (grade {segment.grades[i]:g})" if segment.grades else "completion"
 
 
-def _show_tokens(
-    name: str, ids: list[int], trained: list[bool], tokenizer: PreTrainedTokenizerBase, console: Console
-) -> None:
+def _show_tokens(name: str, pieces: list[_Piece], console: Console) -> None:
     from rich.text import Text
 
     plain = console.no_color or not console.is_terminal
     line = Text(f"{name}: ", style="bold")
-    for is_trained, text in _runs(ids, trained, tokenizer):
-        shown = f"{OPEN}{text}{CLOSE}" if is_trained and plain else text
-        line.append(shown, style="not bold green" if is_trained else "not bold dim")
+    for piece in pieces:
+        text = _visible(piece.text)
+        shown = f"{OPEN}{text}{CLOSE}" if piece.trained and plain else text
+        line.append(shown, style="not bold green" if piece.trained else "not bold dim")
     console.print(line, soft_wrap=True)
 
 
-def _runs(ids: list[int], trained: list[bool], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[bool, str]]:
-    for is_trained, group in groupby(zip(trained, ids, strict=True), key=lambda pair: pair[0]):
-        yield is_trained, cast(str, tokenizer.decode([token for _, token in group]))
+def _visible(text: str) -> str:
+    """Text with its line breaks marked, and other characters that cannot be seen (a tab, a BOM, an escape) as escapes."""
+    return "".join(
+        f"{NEWLINE}\n" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
 
 
-def _show_prompts(found: Prompts, tokenizer: PreTrainedTokenizerBase, console: Console) -> None:
+def _show_prompts(
+    found: Prompts, recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
+) -> None:
     console.print(f"{len(found)} prompts; nothing in them is trained, rollouts start after them", highlight=False)
-    for number, (_, ids) in enumerate(found[:SHOWN], 1):
-        if not ids:
-            raise DataError("template", "a prompt without a token")
-        _show_tokens(f"prompt {number}, {len(ids)} tokens", ids, [False] * len(ids), tokenizer, console)
+    for number, (_, ids) in enumerate(found, 1):
+        if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
+            raise DataError(recipe.data.train[0].path, f"prompt {number} of those that differ {reason}")
+        if number <= shown:
+            pieces = list(_pieces(ids, [False] * len(ids), len(ids), tokenizer))
+            _show_tokens(f"prompt {number}, {len(ids)} tokens", pieces, console)
+    if len(found) > shown:
+        console.print(f"and {len(found) - shown} prompts more (--rows shows more)", highlight=False)
     _show_report(found.report, console)
 
 

@@ -176,6 +176,20 @@ def test_rows_that_the_template_refuses_are_counted(tmp_path: Path) -> None:
     assert as_chat["refused_by_template"]["rows"] == 0 and as_chat["lengths"]["completion"]["p50"] >= 2
 
 
+def test_sft_trains_on_the_good_ones_of_unpaired_rows(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "r.jsonl", [{"prompt": f"p{i}", "completion": "a" * (i + 1), "label": i < 2} for i in range(5)]
+    )
+    split = measure(Target("t", target_of(path, ["format=unpaired"]).splits, method="sft"))["splits"]["all"]
+    assert (split["rows_in"], split["rows"], split["kinds"]) == (5, 2, {"unpaired": 5})
+    assert (split["converted"], split["lengths"]["completion"]["max"]) == ({"unpaired -> demonstration": 2}, 2)
+    data = DataSection(train=[{"path": path, "format": "unpaired"}])  # type: ignore[list-item]
+    trained = tokenize(data, tiny_tokenizer(), KINDS["sft"]).report
+    assert (
+        trained["rows_out"] == 2 and {reason: d["rows"] for reason, d in split["dropped"].items()} == trained["dropped"]
+    )
+
+
 def test_what_a_method_trains_on_is_the_datasets_own_list() -> None:
     assert {method: set(kinds) for method, kinds in KINDS.items() if method in TRAINABLE} == {
         method: set(kinds) for method, kinds in TRAINABLE.items()

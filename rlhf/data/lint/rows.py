@@ -7,6 +7,8 @@ from typing import Any
 
 from rlhf.data.lint.finding import LENGTH_BIAS, LENGTH_BIAS_NOTE, Check, Finding, Split, weighed
 
+MEANT = ("not drawn", "where", "label false")  # what a source's keys or the method leave out, as they were asked to
+
 
 def leakage(report: Mapping[str, Any]) -> Iterator[Finding]:
     for pair, leak in report["leakage"].items():
@@ -67,8 +69,8 @@ def _nothing_to_train(name: str, split: Split, report: Mapping[str, Any]) -> Ite
 def _set_aside(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Finding]:
     for reason, dropped in split["dropped"].items():
         built_identical = report["built"] and reason.endswith("is equal to chosen")
-        if reason.startswith("not drawn"):
-            continue  # the source's weight: meant
+        if reason.startswith(MEANT):
+            continue
         yield Finding(
             "error" if built_identical else weighed(dropped["rows"], split["rows_in"]),
             "identical_sides" if reason.endswith("is equal to chosen") else "set_aside",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPORT_VERSION = 1
+LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
 # The kinds that a method trains on, as in `dataset`, which only a run with torch can import; a test holds them equal.
 TRAINABLE: Mapping[str, frozenset[str]] = {
     "sft": frozenset({"demonstration"}),
@@ -108,7 +109,7 @@ class _Split:
         self._untrainable: Counter[str] = Counter()
         self._untrainable_example: str | None = None
         self._converted: Counter[str] = Counter()
-        self.rows = 0
+        self.rows = self.left_out = 0
         self.repeats = Repeats()
         self._lengths, self._bias = SideLengths(), LengthBias()
         self._scripts, self._labels = Scripts(), Labels()
@@ -123,6 +124,9 @@ class _Split:
             kind = kind_of(row.data)
             self._kinds[kind] += 1
             data = as_trained(row.data, kind, method)
+            if data is None:
+                self.left_out += 1
+                continue
             if data is not row.data:
                 self._converted[f"{kind} -> {kind_of(data)}"] += 1
                 row = replace(row, data=data)
@@ -153,10 +157,15 @@ class _Split:
         }
 
 
-def as_trained(row: Row, kind: str, method: str | None) -> Row:
-    """What a stage makes of a row: SFT takes the chosen completion of a preference, PPO the prompt of anything."""
+def as_trained(row: Row, kind: str, method: str | None) -> Row | None:
+    """What a stage makes of a row, as in `dataset`; None where it leaves the row out.
+
+    SFT takes the chosen completion of a preference and an unpaired one whose label is true; PPO the prompt of anything.
+    """
     if method == "sft" and kind == "preference":
         return {"prompt": row["prompt"], "completion": row["chosen"]}
+    if method == "sft" and kind == "unpaired":
+        return {"prompt": row["prompt"], "completion": row["completion"]} if row["label"] else None
     if method == "ppo" and kind != "prompt":
         return {"prompt": row["prompt"]}
     return row
@@ -167,6 +176,8 @@ def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
     dropped: dict[str, dict[str, Any]] = {
         reason: {"rows": n, "example": _example(stream.quarantine, reason)} for reason, n in stream.dropped.items()
     }
+    if measures.left_out:
+        dropped[LABEL_FALSE] = {"rows": measures.left_out, "example": None}
     assert stream.rows_in + stream.repeated == measures.rows + sum(d["rows"] for d in dropped.values())
     return {
         "rows": measures.rows,

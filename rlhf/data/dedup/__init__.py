@@ -17,9 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.data.dedup.exact import exact
-from rlhf.data.dedup.fast import fast
-from rlhf.data.dedup.reference_recipe import datasketch
+from rlhf.data.dedup import exact, fast, reference_recipe
 from rlhf.data.dedup.removals import Removal, Removals
 from rlhf.data.dedup.shingles import jaccard, normalise, shingles
 from rlhf.data.dedup.texts import Texts, TextWriter
@@ -29,7 +27,11 @@ __all__ = ["Removal", "Removals", "TextWriter", "Texts", "dedup", "jaccard", "no
 
 Engine = Callable[[Texts, MatchSection, NDArray[np.int64], int], Removals]
 
-ENGINES: dict[str, Engine] = {"exact": exact, "fast": fast, "datasketch": datasketch}
+ENGINES: dict[str, Engine] = {
+    "exact": exact.run,
+    "fast": fast.run,
+    "datasketch": reference_recipe.run,
+}
 
 
 def dedup(

@@ -15,7 +15,7 @@ from rlhf.data.dedup.greedy import BLOCK, Given, Room, consider
 from rlhf.data.dedup.index import MOST_TEXTS, Index
 from rlhf.data.dedup.kernels import SIGMAS, WIDER
 from rlhf.data.dedup.removals import Removals
-from rlhf.data.dedup.similarity import table_bits
+from rlhf.data.dedup.similarity import CHUNK, table_bits
 from rlhf.data.dedup.texts import Texts
 from rlhf.errors import DataError
 from rlhf.recipe.steps import MatchSection
@@ -48,7 +48,7 @@ def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int
         stop = min(start + BLOCK, len(texts))
         if len(index.nodes) < node + 2 * bands.number * BLOCK:
             index = index._replace(nodes=np.concatenate([index.nodes, np.zeros_like(index.nodes)]))
-        node, asked = consider(given, index, room, start, stop, node)
+        node, asked = map(int, consider(given, index, room, start, stop, node))
         if asked:
             wide, sigma = wide or asked == WIDER, sigma or asked == SIGMAS
             given = given._replace(lower=lower_table(wide, sigma))
@@ -81,13 +81,14 @@ def _room(texts: Texts, step: MatchSection, bands: Bands) -> Room:
     longest = int(np.diff(texts.offsets).max(initial=0))
     if step.max_chars is not None:
         longest = min(longest, step.max_chars)
-    table = 1 << table_bits(longest)
     return Room(
         codes=np.zeros((2, longest + 1), np.uint32),
         keys=np.zeros(longest + 1, np.uint64),
-        own=np.zeros(table, np.uint64),
-        others=np.zeros(table, np.uint64),
-        counted=np.zeros(table, np.uint32),
+        own=np.zeros(longest + 2, np.uint64),
+        heads=np.zeros(1 << table_bits(longest), np.uint32),
+        counted=np.zeros(longest + 2, np.uint32),
+        foreign=np.zeros(longest + 2, np.uint64),
+        foreign_heads=np.zeros(1 << table_bits(longest + CHUNK), np.uint32),
         values=np.zeros(bands.bins, np.uint32),
         hashes=np.zeros((BLOCK, bands.number), np.uint64),
         content=np.zeros(BLOCK, np.uint64),

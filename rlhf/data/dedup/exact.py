@@ -12,7 +12,7 @@ from rlhf.recipe.steps import MatchSection
 _RELEASE = 1 << 17  # texts between two releases of the mapped file
 
 
-def exact(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
+def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
     """Removals of texts equal to an earlier one (or, with `reference`, to any of the first `reference` in `order`).
 
     Python's 64-bit hash of a text's bytes finds its equals, the bytes decide: the table holds numbers and no texts.

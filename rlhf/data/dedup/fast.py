@@ -13,11 +13,16 @@ from rlhf.data.dedup.texts import Texts
 from rlhf.recipe.steps import MatchSection
 
 
-def fast(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
+def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
     """See `rlhf.data.dedup.dedup`. Compiled where numba is installed; the same result in NumPy, slower, where it is not."""
     bands = choose_bands(step.threshold, step.num_perm)
-    if importlib.util.find_spec("numba") is None:
-        from rlhf.data.dedup.interpreted import greedy
-    else:
+    if has_numba():
         from rlhf.data.dedup.compiled import greedy
+    else:
+        from rlhf.data.dedup.interpreted import greedy
     return greedy(texts, step, bands, order, reference)
+
+
+def has_numba() -> bool:
+    """Whether the compiler is installed."""
+    return importlib.util.find_spec("numba") is not None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.data.dedup.index import Index, entry, gather, home, insert, place_in
-from rlhf.data.dedup.jit import jit
+from rlhf.data.dedup.jit import Bool, Int, jit
 from rlhf.data.dedup.kernels import bands_of, bins_of, hash_all, hash_short, keys_of, read
 from rlhf.data.dedup.similarity import make_set, similarity
 
@@ -42,9 +42,11 @@ class Room(NamedTuple):
 
     codes: NDArray[np.uint32]  # [2, longest]: the text's, and another's
     keys: NDArray[np.uint64]  # [longest]
-    own: NDArray[np.uint64]  # [table]: the text's keys as a set
-    others: NDArray[np.uint64]  # [table]: the other's keys that are not in it
-    counted: NDArray[np.uint32]  # [table]: the candidate that last had the key in the same slot of `own`
+    own: NDArray[np.uint64]  # [1 + longest]: the text's keys, after a zero
+    heads: NDArray[np.uint32]  # [table]: of the set that they make
+    counted: NDArray[np.uint32]  # [1 + longest]: the candidate that last had this key of the text's own
+    foreign: NDArray[np.uint64]  # [1 + longest]: the candidate's keys that are not in the set, after a zero
+    foreign_heads: NDArray[np.uint32]  # [table]
     values: NDArray[np.uint32]  # [bins]
     hashes: NDArray[np.uint64]  # [BLOCK, bands]
     content: NDArray[np.uint64]  # [BLOCK]
@@ -53,7 +55,7 @@ class Room(NamedTuple):
 
 
 @jit
-def consider(given: Given, index: Index, room: Room, start: int, stop: int, node: int) -> tuple[int, int]:
+def consider(given: Given, index: Index, room: Room, start: Int, stop: Int, node: Int) -> tuple[Int, Int]:
     """Decide on the places start..stop, at most a block: (the next free node, 0), or (node, what `read` asks for) and nothing done."""
     for place in range(start, stop):
         n = _sketch(given, room, place, place - start)
@@ -66,14 +68,14 @@ def consider(given: Given, index: Index, room: Room, start: int, stop: int, node
 
 
 @jit
-def _read(given: Given, room: Room, side: int, place: int) -> int:
+def _read(given: Given, room: Room, side: Int, place: Int) -> Int:
     text = given.order[place]
     start, end = given.offsets[text], given.offsets[text + 1]
     return read(given.data, start, end, given.max_chars, given.lower, room.codes[side])
 
 
 @jit
-def _sketch(given: Given, room: Room, place: int, k: int) -> int:
+def _sketch(given: Given, room: Room, place: Int, k: Int) -> Int:
     n = _read(given, room, 0, place)
     room.length[k] = n
     if n < given.size:
@@ -88,7 +90,7 @@ def _sketch(given: Given, room: Room, place: int, k: int) -> int:
 
 
 @jit
-def _fetch(given: Given, index: Index, room: Room, count: int) -> None:
+def _fetch(given: Given, index: Index, room: Room, count: Int) -> None:
     """Touch every slot that the block will look up, so that the cache misses of all its texts overlap."""
     touched = _0
     for k in range(count):
@@ -100,7 +102,7 @@ def _fetch(given: Given, index: Index, room: Room, count: int) -> None:
 
 
 @jit
-def _decide(given: Given, index: Index, room: Room, place: int, k: int, node: int) -> int:
+def _decide(given: Given, index: Index, room: Room, place: Int, k: Int, node: Int) -> Int:
     """Set the outcome of one place, and index its text where it stays; returns the next free node."""
     compared, short = place >= given.reference, room.length[k] < given.size
     if compared or short:  # a long text equal to a reference may match an earlier one: it is looked up
@@ -120,7 +122,7 @@ def _decide(given: Given, index: Index, room: Room, place: int, k: int, node: in
 
 
 @jit
-def _same(given: Given, index: Index, room: Room, place: int, n: int, content: np.uint64) -> int:
+def _same(given: Given, index: Index, room: Room, place: Int, n: Int, content: np.uint64) -> Int:
     """The first place with an equal normalised text; -1 after entering this one as the first."""
     slots = len(index.contents)
     slot = home(content, slots)
@@ -139,15 +141,15 @@ def _same(given: Given, index: Index, room: Room, place: int, n: int, content: n
 
 
 @jit
-def _equal(a: NDArray[np.uint32], b: NDArray[np.uint32], n: int) -> bool:
+def _equal(a: NDArray[np.uint32], b: NDArray[np.uint32], n: Int) -> Bool:
     differ = np.uint32(0)
     for i in range(n):
         differ |= a[i] ^ b[i]
-    return differ == 0
+    return bool(differ == 0)
 
 
 @jit
-def _inherit(given: Given, index: Index, place: int, same: int) -> None:
+def _inherit(given: Given, index: Index, place: Int, same: Int) -> None:
     stays = given.reference == 0 and index.witness[same] < 0
     if stays or same < given.reference:
         index.witness[place], index.jaccard[place] = same, 1.0
@@ -156,19 +158,45 @@ def _inherit(given: Given, index: Index, place: int, same: int) -> None:
 
 
 @jit
-def _confirm(given: Given, index: Index, room: Room, place: int, count: int) -> None:
+def _confirm(given: Given, index: Index, room: Room, place: Int, count: Int) -> None:
     """Set the witness of a place to the earliest of its candidates that matches."""
     n = _read(given, room, 0, place)
-    own_shingles = keys_of(room.codes[0], n, given.size, room.keys)
-    own_distinct = make_set(room.keys, own_shingles, room.own, room.counted)
+    own_shingles = keys_of(room.codes[0], n, given.size, room.own[1:])
+    own_distinct = make_set(room.own, own_shingles, room.heads)
+    room.counted[: own_shingles + 1] = np.uint32(0)
+    _sort(index.candidates[:count])
     for c in range(count):
         other = np.int64(index.candidates[c])
-        if index.witness[place] >= 0 and other > index.witness[place]:
-            continue
         n = _read(given, room, 1, other)
-        shingles = keys_of(room.codes[1], n, given.size, room.keys)
         found = similarity(
-            room.own, own_shingles, own_distinct, room.counted, c + 1, room.keys, shingles, room.others, given.threshold
+            room.own,
+            own_shingles,
+            own_distinct,
+            room.heads,
+            room.counted,
+            c + 1,
+            room.keys,
+            keys_of(room.codes[1], n, given.size, room.keys),
+            room.foreign,
+            room.foreign_heads,
+            given.threshold,
         )
         if found >= 0.0:
             index.witness[place], index.jaccard[place] = other, found
+            return
+
+
+@jit
+def _sort(places: NDArray[np.uint32]) -> None:
+    """Earliest first, by shell sort: few as a rule, and not quadratic when a preamble is shared by thousands."""
+    gap = 1
+    while gap < len(places) // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, len(places)):
+            place, at = places[i], i
+            while at >= gap and places[at - gap] > place:
+                places[at] = places[at - gap]
+                at -= gap
+            places[at] = place
+        gap //= 3

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.data.dedup.jit import jit
+from rlhf.data.dedup.jit import Int, jit
 
 _0, _32 = np.uint64(0), np.uint64(32)
 _LOW, _CHAINED = np.uint64(0xFFFFFFFF), np.uint64(1 << 31)
@@ -32,13 +32,13 @@ class Index(NamedTuple):
 
 
 @jit
-def home(h: np.uint64, slots: int) -> int:
+def home(h: np.uint64, slots: Int) -> Int:
     """Where the search for a hash begins."""
     return np.int64(((h >> _32) * np.uint64(slots)) >> _32)
 
 
 @jit
-def find(table: NDArray[np.uint64], h: np.uint64) -> int:
+def find(table: NDArray[np.uint64], h: np.uint64) -> Int:
     """The slot of a hash in one table, or the empty one where it would go."""
     slots = len(table)
     slot = home(h, slots)
@@ -48,21 +48,21 @@ def find(table: NDArray[np.uint64], h: np.uint64) -> int:
 
 
 @jit
-def entry(h: np.uint64, place: int) -> np.uint64:
+def entry(h: np.uint64, place: Int) -> np.uint64:
     """The slot's content for one text."""
     return (h & _LOW) << _32 | np.uint64(place + 1)
 
 
 @jit
-def place_in(slot: np.uint64) -> int:
+def place_in(slot: np.uint64) -> Int:
     """The place of a slot that holds one text."""
     return np.int64(slot & _LOW) - 1
 
 
 @jit
-def gather(index: Index, hashes: NDArray[np.uint64], place: int, slots: NDArray[np.int64]) -> int:
+def gather(index: Index, hashes: NDArray[np.uint64], place: Int, slots: NDArray[np.int64]) -> Int:
     """Collect in `index.candidates`, each once, all texts that share a band hash; how many. Sets `slots` for `insert`."""
-    count = 0
+    count: Int = 0
     for band in range(len(hashes)):
         slots[band] = find(index.table[band], hashes[band])
         found = index.table[band, slots[band]] & _LOW
@@ -79,7 +79,7 @@ def gather(index: Index, hashes: NDArray[np.uint64], place: int, slots: NDArray[
 
 
 @jit
-def _meet(index: Index, place: int, other: int, count: int) -> int:
+def _meet(index: Index, place: Int, other: Int, count: Int) -> Int:
     if index.met[other - 1] == place + 1:
         return count
     index.met[other - 1] = place + 1
@@ -88,14 +88,14 @@ def _meet(index: Index, place: int, other: int, count: int) -> int:
 
 
 @jit
-def insert(index: Index, hashes: NDArray[np.uint64], place: int, slots: NDArray[np.int64], node: int) -> int:
+def insert(index: Index, hashes: NDArray[np.uint64], place: Int, slots: NDArray[np.int64], node: Int) -> Int:
     """Enter a kept text at the slots that `gather` found; the next free node (at most 2 a band are taken)."""
     for band in range(len(hashes)):
         found = index.table[band, slots[band]]
         if found == _0:
             index.table[band, slots[band]] = entry(hashes[band], place)
             continue
-        following = np.int64(found & _LOW & ~_CHAINED)
+        following: Int = np.int64(found & _LOW & ~_CHAINED)
         if not found & _CHAINED:
             index.nodes[node, 0], index.nodes[node, 1] = following, 0
             following, node = node, node + 1

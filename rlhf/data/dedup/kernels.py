@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.data.dedup.chars import ASK, CASED, CODE, FINAL_SIGMA, IGNORABLE, SIGMA
-from rlhf.data.dedup.jit import jit
+from rlhf.data.dedup.jit import Bool, Int, jit
 from rlhf.data.dedup.sketch import BAND, BASE, MARK, MIX, MIX2, PACKED, ROUNDS, SHORT, STEP
 
 WIDER, SIGMAS = -1, -2  # what `read` returns where `lower` does not hold what the text needs
@@ -18,25 +18,27 @@ WIDER, SIGMAS = -1, -2  # what `read` returns where `lower` does not hold what t
 _0, _1, _8, _24, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(24), np.uint64(32)
 _VALUE, _ASCII = np.uint64(0xFFFFFF), np.uint64(0x7F)
 _EMPTY = np.uint32(0xFFFFFFFF)
-_PACKED = PACKED
+_PACKED, _CODE = PACKED, np.uint32(CODE)
 
 
 @jit
 def read(
-    data: NDArray[np.uint8], start: int, end: int, max_chars: int, lower: NDArray[np.uint32], codes: NDArray[np.uint32]
-) -> int:
+    data: NDArray[np.uint8], start: Int, end: Int, max_chars: Int, lower: NDArray[np.uint32], codes: NDArray[np.uint32]
+) -> Int:
     """Normalise the text data[start:end] into `codes`; its length, or WIDER or SIGMAS for a table that must grow."""
     n = 0
     stop = min(end, start + max_chars)
     high = np.uint8(0)
-    for at in range(start, stop):
-        high |= data[at]
+    text = data[start:stop]  # counted from 0: no test at each access for an index from the end
+    for i in range(len(text)):
+        high |= text[i]
     if high < 128:
-        for at in range(start, stop):
-            code = lower[data[at]] & CODE
-            codes[n] = code
-            n += code != 0
-        return n
+        length = _0
+        for i in range(len(text)):
+            code = lower[text[i]] & _CODE
+            codes[length] = code
+            length += np.uint64(code != 0)
+        return np.int64(length)
     at = start
     for place in range(max_chars):
         if at >= end:
@@ -57,22 +59,24 @@ def read(
 
 
 @jit
-def decode(data: NDArray[np.uint8], at: int) -> tuple[int, int]:
+def decode(data: NDArray[np.uint8], at: Int) -> tuple[Int, Int]:
     """The code point at a byte, and how many bytes it takes."""
     a = np.int64(data[at])
     if a < 0x80:
         return a, 1
+    b = np.int64(data[at + 1]) & 0x3F
     if a < 0xE0:
-        return (a & 0x1F) << 6 | data[at + 1] & 0x3F, 2
+        return (a & 0x1F) << 6 | b, 2
+    c = np.int64(data[at + 2]) & 0x3F
     if a < 0xF0:
-        return (a & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | data[at + 2] & 0x3F, 3
-    return (a & 0x07) << 18 | (data[at + 1] & 0x3F) << 12 | (data[at + 2] & 0x3F) << 6 | data[at + 3] & 0x3F, 4
+        return (a & 0x0F) << 12 | b << 6 | c, 3
+    return (a & 0x07) << 18 | b << 12 | c << 6 | np.int64(data[at + 3]) & 0x3F, 4
 
 
 @jit
 def _ends_word(
-    data: NDArray[np.uint8], start: int, at: int, end: int, following: int, lower: NDArray[np.uint32]
-) -> bool:
+    data: NDArray[np.uint8], start: Int, at: Int, end: Int, following: Int, lower: NDArray[np.uint32]
+) -> Bool:
     """A cased letter before it (ignorables between), none after it among the `following` characters that count."""
     cased = False
     back = at
@@ -92,27 +96,22 @@ def _ends_word(
             break
         point, width = decode(data, at)
         if not lower[point] & IGNORABLE:
-            return lower[point] & CASED == 0
+            return bool(lower[point] & CASED == 0)
         at += width
     return True
 
 
 @jit
-def keys_of(codes: NDArray[np.uint32], n: int, size: int, keys: NDArray[np.uint64]) -> int:
+def keys_of(codes: NDArray[np.uint32], n: Int, size: Int, keys: NDArray[np.uint64]) -> Int:
     """The keys of all shingles of codes[:n], in order; how many."""
-    high = np.uint32(0)
-    for i in range(n):
+    codes, high = codes[:n], np.uint32(0)
+    for i in range(len(codes)):
         high |= codes[i]
-    ascii_only = high < 128
+    shingles = n - size + 1
     if size <= _PACKED:
-        packed = _0
-        top = np.uint64(8 * (size - 1))
-        for i in range(n):
-            packed = packed >> _8 | (np.uint64(codes[i]) & _ASCII) << top  # a wider character is hashed below
-            if i >= size - 1:
-                keys[i - size + 1] = packed
-        if ascii_only:
-            return n - size + 1
+        _pack(codes, size, keys[:shingles])
+        if high < 128:
+            return shingles
     drop = _1
     for _ in range(size):
         drop *= BASE
@@ -126,7 +125,20 @@ def keys_of(codes: NDArray[np.uint32], n: int, size: int, keys: NDArray[np.uint6
             rolling -= drop * np.uint64(codes[i - size])
         if i >= size - 1 and (size > _PACKED or last > i - size):
             keys[i - size + 1] = mix(rolling) | MARK
-    return n - size + 1
+    return shingles
+
+
+@jit
+def _pack(codes: NDArray[np.uint32], size: Int, keys: NDArray[np.uint64]) -> None:
+    """Keys of ASCII shingles, their characters side by side; what is no such shingle is overwritten by the caller."""
+    following = codes[size - 1 :]
+    top = np.uint64(8 * (size - 1))
+    packed = _0
+    for i in range(size - 1):
+        packed = packed >> _8 | (np.uint64(codes[i]) & _ASCII) << top
+    for i in range(len(keys)):
+        packed = packed >> _8 | (np.uint64(following[i]) & _ASCII) << top
+        keys[i] = packed
 
 
 @jit
@@ -138,7 +150,7 @@ def mix(key: np.uint64) -> np.uint64:
 
 
 @jit
-def hash_short(codes: NDArray[np.uint32], n: int) -> np.uint64:
+def hash_short(codes: NDArray[np.uint32], n: Int) -> np.uint64:
     """The content hash of a text shorter than a shingle."""
     rolling = _0
     for i in range(n):
@@ -147,7 +159,7 @@ def hash_short(codes: NDArray[np.uint32], n: int) -> np.uint64:
 
 
 @jit
-def hash_all(hashes: NDArray[np.uint64], n: int) -> np.uint64:
+def hash_all(hashes: NDArray[np.uint64], n: Int) -> np.uint64:
     """Keys to hashes, in place; returns their sum, the content hash."""
     total = _0
     for i in range(n):
@@ -158,7 +170,7 @@ def hash_all(hashes: NDArray[np.uint64], n: int) -> np.uint64:
 
 
 @jit
-def bins_of(hashes: NDArray[np.uint64], n: int, count: int, values: NDArray[np.uint32]) -> None:
+def bins_of(hashes: NDArray[np.uint64], n: Int, count: Int, values: NDArray[np.uint32]) -> None:
     """See `sketch.bins`."""
     bins = np.uint64(count)
     for b in range(count):
@@ -175,8 +187,7 @@ def bins_of(hashes: NDArray[np.uint64], n: int, count: int, values: NDArray[np.u
             h = hashes[i] + step
             h = (h ^ h >> _32) * BAND
             where = ((h >> _32) * bins) >> _32
-            if values[where] >= top:
-                values[where] = min(values[where], top | np.uint32(h >> _8 & _VALUE))
+            values[where] = min(values[where], top | np.uint32(h >> _8 & _VALUE))  # branching would cost more
     for b in range(count):
         if values[b] == _EMPTY:
             step = np.uint64(ROUNDS + b) * STEP
@@ -188,15 +199,15 @@ def bins_of(hashes: NDArray[np.uint64], n: int, count: int, values: NDArray[np.u
 
 
 @jit
-def _any_empty(values: NDArray[np.uint32], count: int) -> bool:
+def _any_empty(values: NDArray[np.uint32], count: Int) -> Bool:
     highest = np.uint32(0)
     for b in range(count):
         highest = max(highest, values[b])
-    return highest == _EMPTY
+    return bool(highest == _EMPTY)
 
 
 @jit
-def bands_of(values: NDArray[np.uint32], number: int, rows: int, out: NDArray[np.uint64]) -> None:
+def bands_of(values: NDArray[np.uint32], number: Int, rows: Int, out: NDArray[np.uint64]) -> None:
     """See `sketch.band_hashes`."""
     for band in range(number):
         h = np.uint64(band + 1) * BASE

@@ -22,7 +22,7 @@ from rlhf.recipe.steps import MatchSection
 _BLOCK = 4096  # texts hashed at once
 
 
-def datasketch(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
+def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
     """Removals by the reference recipe. Raises SetupError where the package is missing."""
     try:
         from datasketch import MinHash, MinHashLSH

@@ -40,6 +40,15 @@ class Texts:
         np.cumsum([len(e) for e in encoded], out=offsets[1:])
         return cls(np.frombuffer(bytearray(b"".join(encoded)), np.uint8), offsets)
 
+    @classmethod
+    def mapped(cls, path: str | Path, offsets: NDArray[np.int64]) -> Texts:
+        """The texts of a file that `TextWriter` wrote; the file may be deleted once it is mapped."""
+        if not offsets[-1]:  # an empty file cannot be mapped
+            return cls(np.zeros(0, np.uint8), offsets)
+        with Path(path).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(np.frombuffer(mapped, np.uint8), offsets, mapped)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -82,11 +91,7 @@ class TextWriter:
         """Finish the file and map it."""
         self._file.close()
         offsets = np.concatenate(self._offsets)
-        if not self._end:
-            return Texts(np.zeros(0, np.uint8), offsets)
-        with self.path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return Texts(np.frombuffer(mapped, np.uint8), offsets, mapped)
+        return Texts.mapped(self.path, offsets)
 
     def __enter__(self) -> TextWriter:
         return self

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlhf.data.rows import Located, completions_of, kind_of, text_of
+from rlhf.data.rows import Located, completions_of, text_of
 from rlhf.data.stats.chunk import Chunk
 
 SHARED_FROM = 5  # different prompts from which on an answer counts as shared: fewer can be chance among short answers
 SHOWN = 5  # answers and leaks given as examples
 FREQUENT = 1024  # excerpts kept: any answer that makes up more than 1/1024 of all is among them
 EXCERPT = 80  # characters
+LABELS = ("ranking", "scores", "label", "margin")
 
 _SPACES = "\n\r\t\xa0\u3000"
 
@@ -90,26 +91,33 @@ class Repeats:
         self._excerpts = Frequent()
 
     def add(self, chunk: Chunk) -> None:
-        for row, prompt, answers in zip(chunk.rows, chunk.prompts, chunk.completions, strict=True):
-            index = self.places.count
-            self.places.add(row)
+        index = self.places.count
+        answers_at: list[int] = []
+        flat = [answer for answers in chunk.completions for answer in answers]
+        hashes = list(map(hash, flat))
+        own = iter(hashes)
+        for i, (row, kind, prompt, answers) in enumerate(
+            zip(chunk.rows, chunk.kinds, chunk.prompts, chunk.completions, strict=True), index
+        ):
             data = row.data
-            whole = hash(prompt if isinstance(data["prompt"], str) else text_of(data["prompt"]))
-            texts = [hash(answer) for answer in answers]
+            exact = [next(own) for _ in answers]
+            answers_at += [i] * len(answers)
+            whole = hash(prompt)
+            if not isinstance(data["prompt"], str):  # the words alone are not the row: roles and turns are part of it
+                whole, exact = hash(text_of(data["prompt"])), [hash(text_of(c)) for c in completions_of(data)]
+            self.places.add(row)
             self._prompt.append(whole)
-            self._normal.append(hash(normalised(prompt)))
-            exact = texts if isinstance(data["prompt"], str) else [hash(text_of(c)) for c in completions_of(data)]
-            labels = [(k, str(data[k])) for k in ("ranking", "scores", "label", "margin") if data.get(k) is not None]
-            self._row.append(hash((whole, *exact, *labels)))
-            if kind_of(data) == "preference":
+            self._row.append(hash((whole, *exact, *(f"{k} {data[k]}" for k in LABELS if k in data))))
+            if kind == "preference":
                 first, second = exact
-                key = hash((whole, min(exact), max(exact)))
+                key = hash((whole, first, second) if first < second else (whole, second, first))
                 self._pair.append((key & ~1) | (first < second))
-                self._pair_at.append(index)
-            for key, answer in zip(texts, answers, strict=True):
-                self._answer.append(key)
-                self._answer_at.append(index)
-                self._excerpts.add(key, answer)
+                self._pair_at.append(i)
+        self._normal.extend(map(hash, map(normalised, chunk.prompts)))
+        self._answer.extend(hashes)
+        self._answer_at.extend(answers_at)
+        for key, answer in zip(hashes, flat, strict=True):
+            self._excerpts.add(key, answer)
 
     def report(self) -> dict[str, Any]:
         """{prompts, rows: repeats; contradictory: pairs preferred both ways; shared_answers: answers of many prompts}."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.data.formats import SPECS, Fields
-from rlhf.data.formats.fields import as_boolean
+from rlhf.data.formats.fields import as_boolean, is_judgement
 from rlhf.data.formats.orders import RANKS
 from rlhf.data.formats.templates import check
 from rlhf.data.rows import Located
@@ -70,10 +70,14 @@ def _merged(rows: Sequence[Located], source: SourceSection) -> Fields:
     data: dict[str, Any] = {}
     for row in rows:
         for name, value in row.data.items():
-            is_class = name == label and value is not None and as_boolean(value) is None
-            if data.get(name) is None or is_class:  # one label that is neither yes nor no makes them all classes
+            if data.get(name) is None or (name == label and _weight(value) > _weight(data[name])):
                 data[name] = value
     return Fields(Located(source.path, 1, data), source.columns, source.template)
+
+
+def _weight(label: Any) -> int:
+    """How much one row's label says of all: true or false make them judgements, else any word or number but 0 and 1 makes them classes."""
+    return 2 if is_judgement(label) else int(label is not None and as_boolean(label) is None)
 
 
 def _has_columns(f: Fields, format: Format) -> bool:

@@ -80,7 +80,7 @@ def test_a_label_that_may_be_a_class_has_to_be_named(tmp_path: Path) -> None:
         rows = [{"prompt": "p", "completion": "c", "label": label} for label in labels]
         return load_one(lines(tmp_path / "r.jsonl", rows)).sources[0]["format"]
 
-    assert format_of(True, False) == format_of("true") == "unpaired"
+    assert format_of(True, False) == format_of("true") == format_of(0, "maybe", True) == "unpaired"
     assert format_of(0, 1, 2) == format_of("ham") == "demonstration", "classes"
     with pytest.raises(DataError, match="can be read in 2 ways; say format: demonstration or format: unpaired"):
         format_of(0, 1)

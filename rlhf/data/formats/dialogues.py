@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf.data.formats.fields import Fields, Spec, distinct
-from rlhf.data.formats.plain import label_is_one
+from rlhf.data.formats.fields import Fields, Spec, distinct, is_judgement
 from rlhf.data.messages import as_messages, conversational_completion, conversational_prompt, dialogue
 from rlhf.data.rows import Row
 
@@ -75,7 +74,7 @@ def _is_transcript(f: Fields) -> bool:
 
 
 HH = Spec(_hh, (("chosen", "rejected"),), _is_transcript)
-MESSAGES = Spec(_messages, (("messages",),), lambda f: not label_is_one(f))
+MESSAGES = Spec(_messages, (("messages",),), lambda f: not is_judgement(f.data.get("label")))
 SHARE_GPT = Spec(
     _share_gpt,
     (("conversations",),),

@@ -110,6 +110,11 @@ def as_boolean(value: Any) -> bool | None:
     return None
 
 
+def is_judgement(value: Any) -> bool:
+    """Whether a label can hardly be anything but good or bad; 0 and 1 may also be the names of two classes."""
+    return isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in ("true", "false"))
+
+
 def shown(value: Any) -> str:
     """A value for a message, short."""
     text = repr(value)

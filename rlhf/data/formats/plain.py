@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.data.formats import orders
-from rlhf.data.formats.fields import Fields, Spec, as_boolean, distinct
+from rlhf.data.formats.fields import Fields, Spec, as_boolean, distinct, is_judgement
 from rlhf.data.messages import as_messages, conversational_completion, conversational_prompt, dialogue, dialogue_pair
 from rlhf.data.rows import Row
 
@@ -130,17 +130,6 @@ def _is_pair(f: Fields) -> bool:
     return f.has("prompt") or isinstance(f.data["chosen"], list)
 
 
-def label_may_be_one(f: Fields) -> bool:
-    """Whether a column `label` can be read as good or bad."""
-    return as_boolean(f.data.get("label")) is not None
-
-
-def label_is_one(f: Fields) -> bool:
-    """Whether it can hardly be anything else; 0 and 1 may also be the names of two classes."""
-    label = f.data.get("label")
-    return isinstance(label, bool) or (isinstance(label, str) and label.strip().lower() in ("true", "false"))
-
-
 PREFERENCE = Spec(_preference, (("prompt", "chosen", "rejected"), ("chosen", "rejected")), _is_pair, ("margin",))
 RANKING = Spec(
     _ranking,
@@ -161,7 +150,11 @@ SCORED = Spec(
 DEMONSTRATION = Spec(
     _demonstration,
     (("prompt", "completion"), ("messages",)),
-    lambda f: f.has("completion") and not label_is_one(f),
+    lambda f: f.has("completion") and not is_judgement(f.data.get("label")),
 )
-UNPAIRED = Spec(_unpaired, (("prompt", "completion", "label"), ("messages", "label")), label_may_be_one)
+UNPAIRED = Spec(
+    _unpaired,
+    (("prompt", "completion", "label"), ("messages", "label")),
+    lambda f: as_boolean(f.data["label"]) is not None,
+)
 PROMPT = Spec(prompt, (("prompt",),), lambda f: not {c.lower() for c in f.data}.intersection(ANSWERS))

@@ -152,7 +152,7 @@ def _element(text: str, at: int) -> tuple[Any, int, str | None]:
     except json.JSONDecodeError:
         raise
     except ValueError as e:
-        return *_LENIENT.raw_decode(text, at), str(e)
+        return *_LENIENT.raw_decode(text, at), str(e) if isinstance(e, _BadRow) else f"not JSON: {e}"
 
 
 def _one_object(name: str, text: str, format: Format | None) -> dict[str, Any] | None:

@@ -135,7 +135,12 @@ def test_rankings(tmp_path: Path) -> None:
     ]
     findings = from_rows(tmp_path, rows)
     bias = findings["position_bias"]
-    assert "completion 1 is the best: 100%, by chance 33%" in bias.what and (bias.count, bias.total) == (60, 60)
+    assert "of 3: 1 in 100% (by chance 33%)" in bias.what and (bias.count, bias.total) == (60, 60)
+    assert bias.severity == "warning"
+    pairs = [{"prompt": f"two {i}", "completions": ["a", f"b {i}"], "ranking": [0, 1]} for i in range(20)]
+    both = from_rows(tmp_path, [*(r | {"ranking": [0, 2, 1]} for r in rows), *pairs])["position_bias"]
+    assert both.severity == "note" and both.count == 80 and "best first" in both.advice
+    assert "of 2: 0 in 100% (by chance 50%), of 3: 0 in 100%" in both.what
     fair = [r | {"ranking": [[0, 1, 2], [1, 2, 0], [2, 0, 1]][i % 3]} for i, r in enumerate(rows)]
     assert "position_bias" not in from_rows(tmp_path, fair) and POSITION_BIAS < 0.1
     tied = [{"prompt": f"q {i}", "completions": [f"a {i}", f"b {i}"], "scores": [1.0, 1.0]} for i in range(4)]

@@ -112,26 +112,40 @@ def _alike(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Findi
         )
 
 
+def _position(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Finding]:
+    """One finding for rankings of all sizes: the place that wins most beyond chance, and how often in each size."""
+    sizes: Mapping[str, Any] = (split["labels"]["rankings"] or {"best": {}})["best"]
+    off = {n: max(places, key=lambda p: p["share"]["value"] - 1 / int(n)) for n, places in sizes.items()}
+    off = {
+        n: p
+        for n, p in off.items()
+        if p["share"]["value"] - 1 / int(n) > POSITION_BIAS and p["share"]["low"] > 1 / int(n)
+    }
+    if not off:
+        return
+    always = all(p["count"] == sum(q["count"] for q in sizes[n]) for n, p in off.items())
+    listed = always and {p["index"] for p in off.values()} == {0}
+    said = ", ".join(
+        f"of {n}: {p['index']} in {p['share']['value']:.0%} (by chance {1 / int(n):.0%})" for n, p in off.items()
+    )
+    yield Finding(
+        "note" if listed else "warning",
+        "position_bias",
+        name,
+        f"rankings in which one place is the best more often than by chance: {said}",
+        sum(p["count"] for p in off.values()),
+        split["labels"]["rankings"]["count"],
+        None,
+        "they are listed best first, which training does not see"
+        if listed
+        else "see whether each place is one model's (then it is no bias), or whether annotators favour a place",
+    )
+
+
 def _rankings(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Finding]:
     rankings = split["labels"]["rankings"]
     if not rankings:
         return
-    for n, places in rankings["best"].items():
-        off = [p for p in places if abs(p["share"]["value"] - 1 / int(n)) > POSITION_BIAS]
-        off = [p for p in off if not p["share"]["low"] <= 1 / int(n) <= p["share"]["high"]]
-        if off:
-            worst = max(off, key=lambda p: abs(p["share"]["value"] - 1 / int(n)))
-            yield Finding(
-                "warning",
-                "position_bias",
-                name,
-                f"rankings of {n} in which completion {worst['index']} is the best: {worst['share']['value']:.0%}, "
-                f"by chance {1 / int(n):.0%}",
-                worst["count"],
-                sum(p["count"] for p in places),
-                None,
-                "see whether each place is one model's (then it is no bias), or whether annotators favour a place",
-            )
     if rankings["with_ties"]:
         yield Finding(
             "note",
@@ -184,4 +198,4 @@ def _labels(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Find
             )
 
 
-CHECKS: tuple[Check, ...] = (_flaws, _boilerplate, _scripts, _alike, _rankings, _labels)
+CHECKS: tuple[Check, ...] = (_flaws, _boilerplate, _scripts, _alike, _position, _rankings, _labels)

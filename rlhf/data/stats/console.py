@@ -55,7 +55,10 @@ def print_findings(report: Mapping[str, Any], findings: Sequence[Finding], conso
         console.print(line, soft_wrap=True, highlight=False)
     rows = sum(split["rows"] for split in report["splits"].values())
     console.print(
-        f"{_counted(findings)} in {rows} rows of {report['target']}", highlight=False, markup=False, soft_wrap=True
+        f"{_counted(findings)} in {rows} row{'' if rows == 1 else 's'} of {report['target']}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -91,38 +91,12 @@ def _unpaired(f: Fields) -> Row:
 
 
 # Columns that hold an answer: beside one of them `prompt` alone would throw it away.
-ANSWERS = frozenset(
-    [
-        "completion",
-        "answer",
-        "output",
-        "response",
-        "a",
-        "target",
-        "chosen",
-        "rejected",
-        "response_j",
-        "response_k",
-        "completions",
-        "answers",
-        "responses",
-        "candidates",
-        "scores",
-        "completion_0",
-        "ranks",
-        "ranking",
-        "comparisons",
-        "better",
-        "preferred",
-        "accepted",
-        "worse",
-        "dispreferred",
-        "ratings",
-        "rewards",
-        "replies",
-        "messages",
-    ]
-)
+ANSWERS = {
+    "completion", "answer", "output", "response", "a", "target", "chosen", "rejected", "response_j",
+    "response_k", "completions", "answers", "responses", "candidates", "scores", "completion_0", "ranks",
+    "ranking", "comparisons", "better", "preferred", "accepted", "worse", "dispreferred", "ratings",
+    "rewards", "replies", "messages", "response1", "response2",
+}  # fmt: skip
 
 
 def _is_pair(f: Fields) -> bool:

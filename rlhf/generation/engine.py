@@ -19,6 +19,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.policy import Policy
 from ..recipe.sections import SamplingSection
+from ..recipe.synthesis import TextSampling
+from .penalties import Penalties
 
 STOP_WINDOW = 32  # tokens looked at for a stop string: longer than any sensible one
 
@@ -61,8 +63,12 @@ class TransformersEngine:
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
+        streams: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt. `progress` is told the samples and tokens of each finished batch."""
+        """`sampling.n` completions of each prompt. `progress` is told the samples and tokens of each finished batch.
+
+        `streams` names each prompt's random stream, so that its samples do not hang on its place; that place without.
+        """
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         per_batch = max(1, sampling.batch_size // sampling.n)
         results: list[list[Completion]] = [[] for _ in prompts]
@@ -72,11 +78,13 @@ class TransformersEngine:
             for start in range(0, len(order), per_batch):
                 chosen = order[start : start + per_batch]
                 samples = [(i, j) for i in chosen for j in range(sampling.n)]
-                noise = np.stack([_stream(seed, i, j, sampling.max_new_tokens) for i, j in samples])
+                noise = np.stack(
+                    [_stream(seed, streams[i] if streams else i, j, sampling.max_new_tokens) for i, j in samples]
+                )
                 with self.policy.autocast():
                     rows = self._decode([prompts[i] for i in chosen], sampling, torch.from_numpy(noise))
                 for (i, _), row in zip(samples, rows, strict=True):
-                    results[i].append(self._completion(row, sampling))
+                    results[i].append(self.completion(row, sampling))
                 if progress is not None:
                     progress(len(rows), sum(map(len, rows)))
         finally:
@@ -107,7 +115,10 @@ class TransformersEngine:
             logits, mask, position = (x.repeat_interleave(n, 0) for x in (logits, mask, position))
         rows: list[list[int]] = [[] for _ in range(len(prompts) * n)]
         alive = torch.arange(len(rows), device=device)
+        penalties = Penalties(sampling)
         for step in range(sampling.max_new_tokens):
+            if penalties:
+                logits = penalties(logits, [[*prompts[i // n], *rows[i]] for i in alive.tolist()])
             tokens = choose_tokens(logits, sampling, noise[alive, step])
             for row, token in zip(alive.tolist(), tokens.tolist(), strict=True):
                 rows[row].append(token)
@@ -137,7 +148,8 @@ class TransformersEngine:
             done = [d or any(s in tail for s in stop) for d, tail in zip(done, tails, strict=True)]
         return done
 
-    def _completion(self, ids: list[int], sampling: SamplingSection) -> Completion:
+    def completion(self, ids: list[int], sampling: SamplingSection) -> Completion:
+        """A sample from its ids: the text ends before its stop token or stop string."""
         ended = ids[-1] in self.stop_ids
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
@@ -159,7 +171,8 @@ def _stream(seed: int, prompt: int, sample: int, length: int) -> np.ndarray:
 def choose_tokens(logits: Tensor, sampling: SamplingSection, noise: Tensor) -> Tensor:
     """One token a row by inverting the distribution function at `noise`: logits [B, V], uniform noise [B] -> [B].
 
-    Temperature first, then top-k, then top-p (the smallest set of tokens whose probability reaches p).
+    Temperature first, then top-k, then top-p (the smallest set of tokens whose probability reaches p), then min-p (Nguyen et
+    al. 2024: no token under that share of the likeliest one's probability): the order of transformers.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -173,6 +186,9 @@ def choose_tokens(logits: Tensor, sampling: SamplingSection, noise: Tensor) -> T
         before = ordered.cumsum(-1) - ordered
         kept = torch.zeros_like(probabilities).scatter(1, order, ordered * (before < sampling.top_p))
         probabilities = kept / kept.sum(-1, keepdim=True)
+    if isinstance(sampling, TextSampling) and sampling.min_p > 0:
+        floor = sampling.min_p * probabilities.max(-1, keepdim=True).values
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
     cumulative = probabilities.double().cumsum(-1)
     targets = noise.to(cumulative.dtype)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,35 @@
+"""The engines behind a recipe's `engines:` section, each a `TextEngine`: transformers, vLLM, any OpenAI-compatible server.
+
+Between `generation.text` (the protocol) and the steps that make data. What an engine needs is imported when it is opened,
+so that a recipe that only asks a server loads no torch.
+"""
+
+from __future__ import annotations
+
+from ...recipe.synthesis import EngineSection, OpenaiSection, TransformersSection
+from ..text import TextEngine
+from .sampling import unsupported
+
+__all__ = ["open_engine", "unsupported"]
+
+
+def open_engine(section: EngineSection, *, name: str) -> TextEngine:
+    """The engine that a section describes; `name` is its name in the recipe, for messages. Close it when done.
+
+    Raises RecipeError for a model or adapter that is not there, SetupError for a missing package, key or server.
+    """
+    if isinstance(section, TransformersSection):
+        from .transformers_text import TransformersText
+
+        return TransformersText(section, name=name)
+    if isinstance(section, OpenaiSection):
+        from .openai_server import OpenaiServer
+
+        return OpenaiServer(section, name=name)
+    if section.serve:
+        from .vllm_server import VllmServer
+
+        return VllmServer(section, name=name)
+    from .vllm_engine import VllmEngine
+
+    return VllmEngine(section, name=name)

@@ -1,0 +1,70 @@
+"""What the engines share about sampling: which settings each can hold to, and what a request's randomness hangs on.
+
+No engine ignores a setting it cannot carry out: a recipe that asks for one is refused, with the engine that has it named.
+Imports nothing heavy, so that `rlhf check` can ask too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal, TypeVar
+
+from ...errors import RecipeError
+from ...recipe.synthesis import TextSampling
+
+Engine = Literal["transformers", "vllm", "openai"]
+T = TypeVar("T")
+
+
+def unsupported(engine: Engine, sampling: TextSampling) -> list[str]:
+    """What is wrong with these settings on this engine, one line each; empty when nothing is."""
+    problems = []
+    if engine != "transformers":
+        if sampling.num_beams > 1:
+            problems.append(f"sampling.num_beams: engine {engine} has no beam search; use engine: transformers")
+        if sampling.no_repeat_ngram_size:
+            problems.append(
+                f"sampling.no_repeat_ngram_size: engine {engine} cannot do it; use repetition_penalty, or engine: transformers"
+            )
+    if sampling.length_penalty != 1.0 and sampling.num_beams == 1:
+        problems.append("sampling.length_penalty: does nothing without num_beams above 1")
+    if 1 < sampling.num_beams < sampling.n:
+        problems.append(f"sampling.n: at most num_beams ({sampling.num_beams}) completions come out of a beam search")
+    return problems
+
+
+def refuse_unsupported(engine: Engine, sampling: TextSampling, *, name: str) -> None:
+    """Raise RecipeError for settings that this engine cannot carry out."""
+    if problems := unsupported(engine, sampling):
+        raise RecipeError([f"engine {name}: {problem}" for problem in problems])
+
+
+def distinct_samples(sampling: TextSampling) -> int:
+    """How many samples to ask for: greedy ones are all the same, and one stands for `n`."""
+    return 1 if sampling.temperature == 0 and sampling.num_beams == 1 else sampling.n
+
+
+def stream(key: str) -> int:
+    """The number of a request's random stream: 64 bits of its key's hash."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+
+
+def request_seed(seed: int, key: str, part: int = 0) -> int:
+    """A request's own seed, 31 bits: some servers take no more. `part` tells the calls of one request apart."""
+    digest = hashlib.blake2b(f"{seed}\0{part}\0{key}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def last_line_pattern(choices: list[str]) -> str:
+    """A regular expression, as guided decoding takes it: any lines, then a last one that is one of `choices`."""
+    return r"([^\n]*\n)*(" + "|".join(map(re.escape, choices)) + ")"
+
+
+def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of at most `size`, read only when asked for."""
+    source = iter(items)
+    while window := list(islice(source, size)):
+        yield window

@@ -1,0 +1,220 @@
+"""Texts from a model in this process: requests to ids, batches of like length, and ids back to text.
+
+Sampling is `generation.engine`'s, so a request's samples come from its own random stream (seed, key, sample): a resumed
+run, or one in another order, draws the same. Beam search, which that has not, goes through transformers' `generate` under a
+GenerationConfig that states every setting; the model's own is put away, since `generate` fills what is unset from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ...data.template import Renderer
+from ...embedded import resolve
+from ...errors import DataError, RecipeError
+from ...models.load import load_policy, load_tokenizer
+from ...models.policy import Policy
+from ...models.save import saved_template
+from ...recipe.sections import TemplateSection
+from ...recipe.synthesis import TextSampling, TransformersSection
+from ..engine import Completion, TransformersEngine
+from ..penalties import Penalties
+from ..text import Answer, Request
+from .sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
+
+WINDOW = 16  # batches read ahead, so that prompts of like length can share one
+
+
+class TransformersText:
+    """A `TextEngine` on one device: the GPU where there is one."""
+
+    def __init__(
+        self, section: TransformersSection, *, name: str = "transformers", template: TemplateSection | None = None
+    ) -> None:
+        """`template` overrides what `section.chat` says, for callers that have one. Raises RecipeError, SetupError."""
+        self._name = name
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            path = model_folder(section.model.name_or_path)
+            model = section.model.model_copy(update={"name_or_path": path, "batching": "padded"})  # nothing trains here
+            tokenizer = load_tokenizer(path)
+            self._renderer = Renderer(tokenizer, template or template_of(path, tokenizer, section.chat))
+            policy = load_policy(model, quantization=section.quantization, device=device)
+            if section.adapter is not None:
+                _add_adapter(policy, section.adapter)
+        except RecipeError as error:
+            raise RecipeError([f"engine {name}: {problem}" for problem in error.problems]) from error
+        self._engine = TransformersEngine(policy, tokenizer)
+        network = policy.transformer
+        network.generation_config = GenerationConfig()
+        self._context: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+
+    def answers(
+        self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
+    ) -> Iterator[tuple[Request, Answer]]:
+        """As `TextEngine.answers`; reads 16 batches ahead and answers the longest prompts first. `choices` is not enforced."""
+        refuse_unsupported("transformers", sampling, name=self._name)
+        beams = sampling.num_beams > 1
+        rows = max(1, sampling.batch_size // (sampling.num_beams if beams else distinct_samples(sampling)))
+        for window in windows(requests, rows * WINDOW):
+            prompts: list[tuple[Request, list[int]]] = []
+            for request, ids in zip(window, self._prompt_ids(window), strict=True):
+                ids = self._fits(ids, sampling) if isinstance(ids, list) else ids
+                if isinstance(ids, str):
+                    yield request, Answer([], [], 0, 0, error=ids)
+                else:
+                    prompts.append((request, ids))
+            prompts.sort(key=lambda pair: -len(pair[1]))
+            for start in range(0, len(prompts), rows):
+                batch = prompts[start : start + rows]
+                groups = self._beams(batch, sampling, seed) if beams else self._samples(batch, sampling, seed)
+                for (request, ids), group in zip(batch, groups, strict=True):
+                    yield request, _answer(ids, group, sampling)
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        del self._engine, self._renderer
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _prompt_ids(self, requests: Sequence[Request]) -> list[list[int] | str]:
+        """Each request's ids, or why the template cannot take it."""
+        try:
+            return list(self._renderer.batch_prompt_ids([r.prompt for r in requests]))
+        except DataError as error:
+            if len(requests) == 1:
+                return [str(error)]
+        return [ids for request in requests for ids in self._prompt_ids([request])]
+
+    def _fits(self, ids: list[int], sampling: TextSampling) -> list[int] | str:
+        if not ids:
+            return "an empty prompt"
+        if self._context is None or len(ids) + sampling.max_new_tokens <= self._context:
+            return ids
+        return (
+            f"the prompt's {len(ids)} tokens and max_new_tokens {sampling.max_new_tokens} "
+            f"are more than the model's {self._context} positions"
+        )
+
+    def _samples(
+        self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int
+    ) -> list[list[Completion]]:
+        once = sampling.model_copy(update={"n": distinct_samples(sampling)})
+        streams = [stream(request.key) for request, _ in batch]
+        return self._engine.generate([ids for _, ids in batch], once, seed=seed, streams=streams)
+
+    @torch.no_grad()
+    def _beams(
+        self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int
+    ) -> list[list[Completion]]:
+        """Beam search. One request at a time where a batch would change the answer: sampled beams share a generator, and
+        `generate` counts padding (here often EOS) among the tokens to penalise."""
+        if sampling.temperature == 0 and not Penalties(sampling):
+            return self._search([ids for _, ids in batch], sampling)
+        groups = []
+        for request, ids in batch:
+            with torch.random.fork_rng():
+                torch.manual_seed(request_seed(seed, request.key))
+                groups += self._search([ids], sampling)
+        return groups
+
+    def _search(self, prompts: list[list[int]], sampling: TextSampling) -> list[list[Completion]]:
+        policy, tokenizer = self._engine.policy.eval(), self._engine.tokenizer
+        network = policy.transformer
+        width = max(map(len, prompts))
+        config = _generation_config(sampling, sorted(self._engine.stop_ids), policy.pad_token_id)
+        with policy.autocast():
+            out = network.generate(
+                torch.tensor([[policy.pad_token_id] * (width - len(p)) + p for p in prompts], device=network.device),
+                attention_mask=torch.tensor(
+                    [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=network.device
+                ),
+                generation_config=config,
+                **({"tokenizer": tokenizer} if sampling.stop else {}),
+            )
+        rows = [self._engine.completion(self._until_stop(row), sampling) for row in out[:, width:].tolist()]
+        return [rows[i : i + sampling.n] for i in range(0, len(rows), sampling.n)]
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        """A row up to its first stop token; what follows is padding."""
+        end = next((i for i, token in enumerate(ids) if token in self._engine.stop_ids), len(ids) - 1)
+        return ids[: end + 1]
+
+
+def model_folder(name_or_path: str) -> str:
+    """Where a model's files are: a training run's folder means its `final/`."""
+    path = resolve(name_or_path)
+    final = Path(path) / "final"
+    return str(final) if final.is_dir() else path
+
+
+def template_of(
+    path: str, tokenizer: PreTrainedTokenizerBase, chat: Literal["auto", "chat", "plain"]
+) -> TemplateSection:
+    """How prompts are put to a model. `auto`: as it was trained here, else its chat template if it has one, else plain."""
+    if chat == "auto":
+        saved = saved_template(Path(path))
+        return saved or TemplateSection(kind="chat" if tokenizer.chat_template else "plain", add_eos=False)
+    if chat == "chat" and not tokenizer.chat_template:
+        raise RecipeError(f"chat: chat, but the tokenizer of {path} has no chat template; use chat: plain")
+    return TemplateSection(kind=chat, add_eos=False)
+
+
+def adapter_folder(path: str) -> str:
+    """A LoRA folder: itself, or the `adapter/` of a run or of its `final/`. Raises RecipeError where there is none."""
+    for folder in (Path(path), Path(path) / "adapter", Path(path) / "final" / "adapter"):
+        if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
+            return str(folder)
+    raise RecipeError(
+        f"adapter: no LoRA adapter in {path} (adapter_config.json with adapter_model.safetensors); "
+        "rlhf writes one to a run's final/adapter"
+    )
+
+
+def _add_adapter(policy: Policy, path: str) -> None:
+    """Merge the adapter into the model, as `final/` is made; onto a 4-bit base, which cannot take it, lay it beside."""
+    from peft import PeftModel
+
+    folder = adapter_folder(path)
+    try:
+        adapted = PeftModel.from_pretrained(policy.transformer, folder)
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"adapter: {folder} does not fit this model: {reason}") from error
+    policy.model = adapted if getattr(policy.transformer, "hf_quantizer", None) else adapted.merge_and_unload()
+
+
+def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) -> GenerationConfig:
+    """Every setting stated; None and 1.0 switch a thing off."""
+    sampled = sampling.temperature > 0
+    warpers = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p or None,
+    }
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=sampling.num_beams,
+        num_return_sequences=sampling.n,
+        length_penalty=sampling.length_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        do_sample=sampled,
+        stop_strings=sampling.stop or None,
+        eos_token_id=stop_ids,
+        pad_token_id=pad,
+        use_cache=True,
+        **(warpers if sampled else {}),
+    )
+
+
+def _answer(prompt: list[int], group: list[Completion], sampling: TextSampling) -> Answer:
+    texts, ended = [c.text for c in group], [c.ended for c in group]
+    copies = sampling.n // len(group)  # greedy: one stands for all
+    return Answer(texts * copies, ended * copies, len(prompt), sum(len(c.ids) for c in group))

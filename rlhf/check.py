@@ -91,6 +91,8 @@ def _data_path(path: str, made: Collection[str]) -> tuple[str | None, str | None
         return f"no file matches {path}", None
     if FILE.search(path):
         return f"no such file: {path}{_near(path)}", None
+    if "/" in path and HUB_NAME.match(path):
+        return None, f"{path} is no file or folder here (made by an earlier stage, or a hub name?)"
     return None, f"{path} is not there yet (made by an earlier stage?)"
 
 

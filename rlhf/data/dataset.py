@@ -39,6 +39,7 @@ KINDS: dict[str, frozenset[str]] = {
     "dpo": frozenset({"preference"}),
     "ppo": frozenset({"prompt"}),
 }
+AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the ids' room
 UNDESIRABLE = "label false: not an answer to imitate"
 
 
@@ -150,13 +151,13 @@ class _Rows:
 
     def chunks(self, kinds: Collection[str]) -> Iterator[list[Located]]:
         """Rows of the kinds wanted; chosen and desirable completions as demonstrations where those alone are."""
-        for chunk in chunks(self.stream):
+        for chunk in chunks(self.stream, AT_ONCE):
             yield [row for row in (self._of_kind(row, kinds) for row in chunk) if row is not None]
 
     def distinct_prompts(self) -> Iterator[list[Located]]:
         """The first row of every prompt."""
         met: set[int] = set()
-        for chunk in chunks(self.stream):
+        for chunk in chunks(self.stream, AT_ONCE):
             rows = []
             for row in chunk:
                 key = hash(text_of(row.data["prompt"]))

@@ -51,9 +51,9 @@ def show(report: dict[str, Any]) -> None:
     """The report as a table: one line a source, one a step."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "rows in", "rows out", "dropped")
+    table = Table(Column("", overflow="fold"), "rows in", "rows out", Column("dropped", overflow="fold"))
     for source in report["sources"]:
         name = f"{source['path']} ({source['format']}{', recognised' if source['recognised'] else ''})"
         table.add_row(escape(name), str(source["rows_in"]), str(source["rows_out"]), _counts(source["dropped"]))

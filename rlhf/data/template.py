@@ -166,9 +166,15 @@ class Renderer:
     # --- ids --------------------------------------------------------------------------------------------------------
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Guarded texts as ids without special tokens of the tokenizer's own; control tokens of the template parsed."""
+        """Guarded texts as ids without special tokens of the tokenizer's own; control tokens of the template parsed.
+
+        Texts that come again (the prompt of several pairs, a completion in more than one of them) are tokenised once.
+        """
         if not texts:
             return []
+        if len(distinct := list(dict.fromkeys(texts))) < len(texts):
+            ids_of = dict(zip(distinct, self._encode(distinct), strict=True))
+            return [ids_of[text] for text in texts]
         plain = [i for i, t in enumerate(texts) if not _GUARDED.search(t)]
         out: list[list[int]] = [[] for _ in texts]
         if plain:

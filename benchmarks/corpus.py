@@ -25,8 +25,17 @@ KOREAN_SHARE, PLANTED_SHARE = 0.1, 0.3
 SPANS, MOST_EDITS, BLOCK = 3, 20, 50_000
 
 
+def stored(folder: Path, count: int) -> Texts:
+    """The documents of `count`, generated once in `folder`."""
+    data, offsets = folder / f"documents-{count}.bin", folder / f"documents-{count}.npy"
+    if not offsets.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(offsets, documents(data, count).offsets)
+    return Texts.mapped(data, np.load(offsets))
+
+
 def documents(path: Path, count: int, seed: int = 0, max_chars: int | None = 500) -> Texts:
-    """`count` documents spooled to `path`, each cut to `max_chars` characters as `rlhf data build` would."""
+    """`count` documents spooled to `path`, each cut to `max_chars` characters as `rlhf data build` does."""
     rng = np.random.default_rng(seed)
     pool, first_korean = _pool()
     starts = rng.integers(0, first_korean - 1000, (count, SPANS))

@@ -95,7 +95,7 @@ def bins(hashes: Hashes, count: int) -> NDArray[np.uint32]:
 
 def rethrow(hashes: Hashes, throw: int) -> Hashes:
     """A fresh hash for the throw's number."""
-    thrown = hashes + np.uint64(throw) * STEP
+    thrown = hashes + np.uint64(throw * int(STEP) % 2**64)
     thrown ^= thrown >> _32
     return thrown * BAND
 

@@ -240,7 +240,10 @@ def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        ("data.train=out/data", "data.train.0.path: out/data is not there yet (made by an earlier stage?)"),
+        (
+            "data.train=out/data",
+            "data.train.0.path: out/data is no file or folder here (made by an earlier stage, or a hub name?)",
+        ),
         ("data.train=out/data/*.parquet", "data.train.0.path: out/data is not there yet (made by an earlier stage?)"),
         (
             "model.name_or_path=org/model",

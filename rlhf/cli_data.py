@@ -166,6 +166,8 @@ def _measured(
 def _write(report: dict[str, Any], json: Path | None, html: Path | None) -> None:
     from .status import write_atomically
 
+    for path in filter(None, (json, html)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if json is not None:
         from json import dumps
 

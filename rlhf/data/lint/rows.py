@@ -116,7 +116,9 @@ def _repeats(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Fin
     repeats, total = split["repeats"], split["rows"]
     kinds = split["kinds"]
     rows, prompts, contradictory = repeats["rows"], repeats["prompts"], repeats["contradictory"]
-    sides = next((s for k, s in COLUMNS.items() if k in kinds), "prompt")
+    sides = "prompt" if report["method"] == "ppo" else next((s for k, s in COLUMNS.items() if k in kinds), "prompt")
+    if "preference -> demonstration" in split["converted"]:
+        sides = "[prompt, chosen]"
     if rows["repeats"]:
         yield Finding(
             weighed(rows["repeats"], total),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ class Target:
     template: TemplateSection | None = None
     max_length: int | None = None  # of a row, for PPO of a prompt
     on_overflow: str | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def target_of(name: str, overrides: Sequence[str] = ()) -> Target:

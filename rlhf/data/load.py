@@ -125,7 +125,7 @@ class Stream:
         if files := table_files(source):
             from rlhf.data.columnar import PLANS
 
-            head = list(islice(read_file(files[0], Quarantine()), SAMPLE))
+            head = list(islice(read(source, Quarantine()), SAMPLE))
             format = self._format(head, source, report) if head else None
             if format is not None and format in PLANS:
                 for file in files:

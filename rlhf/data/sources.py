@@ -52,7 +52,7 @@ def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
         rows = (located for path in files for located in read_file(path, quarantine, source.format))
     if source.format not in (None, "squad", "oasst"):
         return rows
-    return (part for row in rows for part in unnest(row, source.format, quarantine))
+    return unnest(rows, source.format, quarantine)
 
 
 def is_on_hub(source: SourceSection) -> bool:

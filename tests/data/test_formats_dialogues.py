@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf.errors import DataError
@@ -126,7 +128,7 @@ def test_replies_that_are_deleted_or_without_a_rank_are_left_out_and_counted(tmp
     assert loaded.dropped == {
         "replies: a reply that was deleted": 1,
         "replies: a reply without a rank": 1,
-        "prompt: was deleted, or follows a message that was": 1,
+        "prompt: was deleted, or follows a message that was or is missing": 1,
         "replies: none that could be ranked": 1,
         "replies: needs two ranked replies at least": 1,
         "replies: two have the same rank": 1,
@@ -138,6 +140,50 @@ def test_a_tree_that_is_none(tmp_path: Path) -> None:
     rows = [tree(message("q", "prompter", [3])), tree({"role": "prompter", "text": "q", "replies": 3})]  # type: ignore[list-item]
     loaded = load_one(lines(tmp_path / "r.jsonl", rows), format="oasst")
     assert loaded.rows == [] and loaded.sources[0]["rows_in"] == sum(loaded.dropped.values()) == 3
+
+
+@pytest.fixture
+def flat() -> list[dict[str, Any]]:
+    """The real trees a message a row, as the hub has them."""
+    out = []
+    for line in gzip.decompress(Path(real("oasst/en_100_tree.jsonl.gz")).read_bytes()).splitlines():
+        tree = json.loads(line)
+        left = [tree["prompt"]]
+        while left:
+            node = left.pop()
+            left += reversed(node["replies"])
+            kept = {k: node.get(k) for k in ("message_id", "parent_id", "text", "role", "lang", "rank", "deleted")}
+            out.append(kept | {"message_tree_id": tree["message_tree_id"], "tree_state": "ready_for_export"})
+    return out
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_trees_a_message_a_row_are_the_same_rankings(tmp_path: Path, flat: list[dict[str, Any]], suffix: str) -> None:
+    path = tmp_path / f"r.{suffix}"
+    if suffix == "jsonl":
+        lines(path, flat)
+    else:
+        pq.write_table(pa.Table.from_pylist(flat), path)
+    whole, loaded = load_one(real("oasst/en_100_tree.jsonl.gz")), load_one(path)
+    assert [(r.data, r.group) for r in loaded.rows] == [(r.data, r.group) for r in whole.rows]
+    assert loaded.dropped == whole.dropped and loaded.sources[0]["rows_in"] == whole.sources[0]["rows_in"]
+    for located in loaded.rows:
+        assert flat[located.row - 1]["text"] == located.data["prompt"][-1]["content"], "each has its message's row"
+    few = load_one(path, max_rows=7)
+    assert [r.data for r in few.rows] == [r.data for r in whole.rows][: len(few.rows)]
+    assert few.sources[0]["rows_in"] == len(few.rows) + sum(few.dropped.values())
+
+
+def test_messages_that_are_torn_from_their_tree_are_counted(tmp_path: Path, flat: list[dict[str, Any]]) -> None:
+    first = [m for m in flat if m["message_tree_id"] == flat[0]["message_tree_id"]]
+    last = [m for m in flat if m["message_tree_id"] == flat[-1]["message_tree_id"]]
+    loaded = load_one(lines(tmp_path / "r.jsonl", [*first[1:], *last, last[-1], first[0]]), format="oasst")
+    whole = load_one(lines(tmp_path / "w.jsonl", last), format="oasst")
+    assert [r.data for r in loaded.rows] == [r.data for r in whole.rows]
+    replies = sum(m["parent_id"] == first[0]["message_id"] for m in first)
+    assert loaded.dropped["parent_id: its message is not among the rows beside it"] == replies
+    assert loaded.dropped["message_id: stands twice in the tree"] == 1
+    assert loaded.sources[0]["rows_in"] == len(loaded.rows) + sum(loaded.dropped.values())
 
 
 def test_the_real_trees() -> None:

@@ -1,54 +1,69 @@
 """Rows that hold many: SQuAD's articles of questions, and OpenAssistant's trees of messages, taken apart.
 
-Between a file's rows and `formats`. What a row is taken apart into counts instead of it: each question, each message that could be answered, and
+Between a file's rows and `formats`; the trees are in `trees`. What a row is taken apart into counts instead of it: each question, each message that could be answered, and
 each reply that is left out of its ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rlhf.data.rows import Located, Quarantine, Row
+from rlhf.data.readers.trees import Piece, in_trees, is_message, ranked_replies
+from rlhf.data.rows import Located, Quarantine
 from rlhf.recipe.sections import Format
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a row: its data, or the field and reason for which it is set aside."""
+def unnest(rows: Iterable[Located], format: Format | None, quarantine: Quarantine) -> Iterator[Located]:
+    """The rows, and in the place of those that hold many what they hold; messages of a tree that stand together become its rows.
 
-    data: Row
-    group: str | None
-    fault: tuple[str, str] | None = None
+    A row counts when it is given out: what is only held back for the next one, or never asked for, is not in `rows_in`.
+    """
+    held: list[Located] = []
+    for located in rows:
+        message = format in (None, "oasst") and is_message(located.data)
+        quarantine.rows_in -= 1
+        if held and not (message and _belong(held[0], located)):
+            yield from _given(in_trees(held), held[0], quarantine)
+            held = []
+        if message:
+            held.append(located)
+            continue
+        pieces = _pieces(located.data, format)
+        if pieces is not None:
+            yield from _given(pieces, located, quarantine)
+        else:
+            quarantine.rows_in += 1
+            yield located
+    if held:
+        yield from _given(in_trees(held), held[0], quarantine)
 
 
-def unnest(located: Located, format: Format | None, quarantine: Quarantine) -> Iterator[Located]:
-    """The row, or the rows it holds. A file that is one object numbers them from 1; else they keep their row's number."""
-    pieces = _pieces(located.data, format)
-    if pieces is None:
-        yield located
-        return
-    numbered = "data" in located.data or _is_flat(located.data)
-    quarantine.rows_in -= 1
+def _belong(one: Located, other: Located) -> bool:
+    return one.file == other.file and one.data["message_tree_id"] == other.data["message_tree_id"]
+
+
+def _given(pieces: Iterable[Piece], whole: Located, quarantine: Quarantine) -> Iterator[Located]:
+    """The pieces as rows. A file that is one object numbers them from 1; else they have their own row's number."""
+    numbered = "data" in whole.data or _is_flat(whole.data)
     count = 0
     for piece in pieces:
         count += 1
         quarantine.rows_in += 1
-        row = count if numbered else located.row
+        row = count if numbered else piece.row or whole.row
         if piece.fault:
-            quarantine.add(located.file, row, *piece.fault)
+            quarantine.add(whole.file, row, *piece.fault)
         else:
-            yield Located(located.file, row, piece.data, group=piece.group)
+            yield Located(whole.file, row, piece.data, group=piece.group)
     if not count:
         quarantine.rows_in += 1
-        quarantine.add(located.file, located.row, None, "holds no question and no message")
+        quarantine.add(whole.file, whole.row, None, "holds no question and no message")
 
 
 def _pieces(data: Mapping[str, Any], format: Format | None) -> Iterator[Piece] | None:
     """The row's parts, or None for a row that is one."""
     if format in (None, "oasst") and "message_tree_id" in data and isinstance(data.get("prompt"), dict):
-        return _tree(data)
+        return ranked_replies(str(data["message_tree_id"]), data["prompt"])
     if format in (None, "squad"):
         if _holds(data.get("data"), "paragraphs"):
             return (piece for article in data["data"] for piece in _article(article))
@@ -91,46 +106,3 @@ def _paragraph(paragraph: Any, title: Any) -> Iterator[Piece]:
             yield Piece(shared | question, title if isinstance(title, str) else None)
         else:
             yield Piece({}, None, ("qas", f"must hold objects, not {type(question).__name__}"))
-
-
-def _tree(tree: Mapping[str, Any]) -> Iterator[Piece]:
-    """A row for each prompter's message: the messages up to it, and the assistant's replies to it."""
-    group = str(tree["message_tree_id"])
-    left: list[tuple[Any, list[Row] | None]] = [(tree["prompt"], [])]
-    while left:
-        message, before = left.pop()
-        replies = (message.get("replies") or []) if isinstance(message, dict) else None
-        if not isinstance(replies, list):
-            yield Piece({}, group, ("replies", "must be a list of messages"))
-            continue
-        here = None  # below a message that was deleted
-        if before is not None and not message.get("deleted"):
-            here = [*before, {"role": message.get("role"), "content": message.get("text")}]
-        if message.get("role") == "prompter":
-            name = message.get("message_id")
-            if here is None:
-                yield Piece({}, group, ("prompt", f"was deleted, or follows a message that was: message {name}"))
-            else:
-                about = {"message_tree_id": group, "message_id": name, "lang": message.get("lang"), "prompt": here}
-                yield from _replies(about, replies, group)
-        left += [(reply, here) for reply in reversed(replies)]
-
-
-def _replies(about: Row, replies: list[Any], group: str) -> Iterator[Piece]:
-    ranked = []
-    for reply in replies:
-        if isinstance(reply, dict) and (reason := _left_out(reply, len(replies))):
-            yield Piece({}, group, ("replies", f"{reason}: {reply.get('message_id')}"))
-        elif isinstance(reply, dict):
-            ranked.append({name: reply.get(name) for name in ("message_id", "text", "role", "rank")})
-    if ranked:
-        yield Piece(about | {"replies": ranked}, group)
-    else:
-        yield Piece({}, group, ("replies", f"none that could be ranked: message {about['message_id']}"))
-
-
-def _left_out(reply: Mapping[str, Any], siblings: int) -> str | None:
-    """Why a reply has no place in the ranking of its siblings."""
-    if reply.get("deleted"):
-        return "a reply that was deleted"
-    return "a reply without a rank" if reply.get("rank") is None and siblings > 1 else None

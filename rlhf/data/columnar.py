@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlhf.data.selection import own_group
 from rlhf.recipe.sections import Format, SourceSection
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -38,11 +39,9 @@ PLANS: Mapping[Format, Mapping[str, Around]] = {
     },
     "preference": _PROMPT | {"chosen": Around("chosen"), "rejected": Around("rejected")},
     "demonstration": _PROMPT | {"completion": Around("completion")},
-    "kochatgpt_sft": _PROMPT | {"completion": Around("completion")},
     "prompt": _PROMPT,
     "kochatgpt_ppo": _PROMPT,
 }
-GROUPS: Mapping[Format, str] = {"stack_exchange_paired": "qid"}
 # Columns that give a row another reading, or a value to check: with one of these the rows go one by one.
 _OTHERWISE = {"preference": ("margin", "messages"), "demonstration": ("messages", "label")}
 
@@ -67,17 +66,11 @@ def columns_for(format: Format, source: SourceSection, schema: pa.Schema) -> lis
     found = [names.get(around.column, around.column) for around in plan.values()]
     if any(n not in schema.names or not _is_text(schema.field(n).type) for n in found):
         return None
-    group = group_column(format, source)
-    if group is None or (group not in schema.names and not source.group):
+    group = source.group or own_group(schema.names, names)
+    if group is None:
         return found
     kind = schema.field(group).type if group in schema.names else pa.null()
     return [*found, group] if _is_text(kind) or pa.types.is_integer(kind) else None
-
-
-def group_column(format: Format, source: SourceSection) -> str | None:
-    """The file's column that groups rows, if the source or the format names one."""
-    default = GROUPS.get(format)
-    return source.group or (dict(source.columns or {}).get(default, default) if default else None)
 
 
 def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) -> Converted:
@@ -85,21 +78,24 @@ def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) 
     names = dict(source.columns or {})
     plan = PLANS[format]
     raw = {name: batch.column(names.get(around.column, around.column)) for name, around in plan.items()}
-    if not all(map(_is_unicode, raw.values())):
+    group = source.group or names.get("qid", "qid")  # in the batch only where `columns_for` found that it groups
+    texts = list(raw.values())
+    if group in batch.schema.names and _is_text(batch.schema.field(group).type):
+        texts.append(batch.column(group))
+    if not all(map(_is_unicode, texts)):
         return Converted({}, np.empty(0, dtype=np.int64), np.arange(batch.num_rows))
     doubt = np.zeros(batch.num_rows, dtype=bool)
-    for column in raw.values():
+    for column in texts:
         doubt |= _suspect(column)
     if "chosen" in raw:
         doubt |= pc.fill_null(pc.equal(raw["chosen"], raw["rejected"]), True).to_numpy(zero_copy_only=False)
-    group = group_column(format, source)
     if source.group:
         doubt |= batch.column(source.group).is_null().to_numpy(zero_copy_only=False)
     good, doubtful = np.flatnonzero(~doubt), np.flatnonzero(doubt)
     if len(doubtful):
         raw = {name: column.take(pa.array(good)) for name, column in raw.items()}
     columns = {name: _around(column, plan[name]) for name, column in raw.items()}
-    if group is not None and group in batch.schema.names:
+    if group in batch.schema.names:
         values = batch.column(group).cast(pa.string())
         columns["group"] = values.take(pa.array(good)) if len(doubtful) else values
     return Converted(columns, good, doubtful)

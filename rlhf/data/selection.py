@@ -22,8 +22,9 @@ def select(rows: Iterable[Located], source: SourceSection, quarantine: Quarantin
     """The rows that `where` takes, each with its group. Raises DataError for a column that the first rows do not have."""
     wanted = {column: values_of(source.path, column, values) for column, values in (source.where or {}).items()}
     missing = dict.fromkeys(wanted, "where") | ({source.group: "group"} if source.group else {})
+    columns = source.columns or {}
     if not missing:
-        yield from map(_by_its_own, rows)
+        yield from (_by_its_own(located, columns) for located in rows)
         return
     seen: dict[str, None] = {}
     first: Located | None = None
@@ -38,7 +39,7 @@ def select(rows: Iterable[Located], source: SourceSection, quarantine: Quarantin
         if left_out is not None:
             quarantine.leave_out(f"where: {left_out}")
         elif not source.group:
-            yield _by_its_own(located)
+            yield _by_its_own(located, columns)
         elif located.data.get(source.group) is None:
             quarantine.add(located.file, located.row, source.group, "is missing, and rows are grouped by it")
         else:
@@ -67,11 +68,16 @@ def as_text(value: Any) -> str | None:
     return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _by_its_own(located: Located) -> Located:
-    """A Stack Exchange pair belongs to its question, whatever the format it is read in."""
+def own_group(names: Collection[str], columns: Mapping[str, str]) -> str | None:
+    """The column by which a file's rows are grouped unasked: a Stack Exchange pair belongs to its question, whatever format it is read in."""
+    qid = columns.get("qid", "qid")
+    return qid if qid in names and columns.get("response_j", "response_j") in names else None
+
+
+def _by_its_own(located: Located, columns: Mapping[str, str]) -> Located:
     data = located.data
-    if located.group is None and "qid" in data and "response_j" in data and data["qid"] is not None:
-        return Located(located.file, located.row, data, group=as_text(data["qid"]))
+    if located.group is None and (column := own_group(data, columns)) and data[column] is not None:
+        return Located(located.file, located.row, data, group=as_text(data[column]))
     return located
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf.data.rankings import pairs_of
@@ -61,6 +63,10 @@ def test_the_demonstrations_array_with_a_bom_and_stray_quotes(tmp_path: Path) ->
         "끝났습니다.",
     ]
     assert loaded.dropped == {"completion: is empty": 1}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    assert [r.data for r in load_one(tmp_path / "t.parquet", format="kochatgpt_sft").rows] == [
+        r.data for r in loaded.rows
+    ]
     assert load_one(path).rows[0].data["completion"].startswith("'"), "without the name, a text is left as it is"
 
 

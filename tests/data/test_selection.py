@@ -92,6 +92,15 @@ def test_pairs_of_one_question_are_a_group_in_any_format() -> None:
     assert [r.group for r in as_demonstrations.rows] == [r.group for r in as_pairs.rows]
 
 
+@pytest.mark.parametrize("options", [{}, {"format": "demonstration", "columns": {"prompt": "question", "completion": "response_j"}}, {"format": "prompt", "columns": {"prompt": "question"}}])  # fmt: skip
+def test_a_table_groups_as_its_lines_do(tmp_path: Path, options: dict) -> None:
+    rows = [{"question": f"q{i // 2}", "response_j": f"a{i}", "response_k": f"b{i}", "qid": i // 2} for i in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet")
+    table, text = load_one(tmp_path / "r.parquet", **options), load_one(lines(tmp_path / "r.jsonl", rows), **options)
+    assert [(r.data, r.group) for r in table.rows] == [(r.data, r.group) for r in text.rows]
+    assert [r.group for r in table.rows] == ["0", "0", "1", "1", "2", "2"]
+
+
 def formats(tmp_path: Path, *rows: dict[str, Any], **options: Any) -> str:
     return load_one(lines(tmp_path / "r.jsonl", rows), **options).sources[0]["format"]
 

@@ -51,7 +51,7 @@ class TransformersText:
             raise RecipeError([f"engine {name}: {problem}" for problem in error.problems]) from error
         self._engine = TransformersEngine(policy, tokenizer)
         network = policy.transformer
-        network.generation_config = GenerationConfig()
+        network.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self._context: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
 
     def answers(
@@ -129,7 +129,7 @@ class TransformersText:
         width = max(map(len, prompts))
         config = _generation_config(sampling, sorted(self._engine.stop_ids), policy.pad_token_id)
         with policy.autocast():
-            out = network.generate(
+            out = network.generate(  # type: ignore[operator]
                 torch.tensor([[policy.pad_token_id] * (width - len(p)) + p for p in prompts], device=network.device),
                 attention_mask=torch.tensor(
                     [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=network.device
@@ -198,7 +198,7 @@ def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) ->
         "top_p": sampling.top_p,
         "min_p": sampling.min_p or None,
     }
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=sampling.max_new_tokens,
         num_beams=sampling.num_beams,
         num_return_sequences=sampling.n,

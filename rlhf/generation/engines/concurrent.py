@@ -1,0 +1,63 @@
+"""Work on items from an iterator with a bounded number of threads, and hand results over as they come.
+
+Under the client of OpenAI-compatible servers. Unlike `ThreadPoolExecutor.map` it reads the iterator only when a worker is
+free, and keeps no order; unlike the executor itself it does not wait at exit for a request that hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Job(Generic[T, R]):
+    def __init__(self, item: T) -> None:
+        self.item = item
+        self.result: R | None = None
+        self.error: BaseException | None = None
+
+
+def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[tuple[T, R]]:
+    """Each item with `work(item)`, in any order; at most `limit` are read and not yet handed over.
+
+    The first exception of `work` is raised here. Left early, the workers end after what they are at; their results are lost.
+    """
+    jobs: SimpleQueue[_Job[T, R] | None] = SimpleQueue()
+    done: SimpleQueue[_Job[T, R]] = SimpleQueue()
+
+    def worker() -> None:
+        while (job := jobs.get()) is not None:
+            try:
+                job.result = work(job.item)
+            except BaseException as error:
+                job.error = error
+            done.put(job)
+
+    source, pending, threads, more = iter(items), 0, 0, True
+    try:
+        while more or pending:
+            if more and pending < limit and done.empty():  # what is finished goes out before more is read
+                try:
+                    item = next(source)
+                except StopIteration:
+                    more = False
+                    continue
+                pending += 1
+                if threads < pending:
+                    threading.Thread(target=worker, daemon=True).start()
+                    threads += 1
+                jobs.put(_Job(item))
+                continue
+            job = done.get()
+            pending -= 1
+            if job.error is not None:
+                raise job.error
+            yield job.item, job.result  # type: ignore[misc]
+    finally:
+        for _ in range(threads):
+            jobs.put(None)

@@ -144,6 +144,11 @@ def test_scripts_against_unicode_names(text: str) -> None:
     assert scripts_of(["abc", text, "한글"]) == ["Latin", expected, "Hangul"]
 
 
+def test_one_kana_or_hangul_letter_makes_japanese_or_korean_of_han() -> None:
+    han = "漢字日本漢字日本漢字"
+    assert scripts_of([han, han + "ら", han + "가", "ら" + han, "a" + han]) == ["Han", "Kana", "Hangul", "Kana", "Han"]
+
+
 def test_every_letter_of_the_common_scripts_is_known() -> None:
     for first, last, script in (
         (0xAC00, 0xD7A3, "Hangul"),

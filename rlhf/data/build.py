@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +31,19 @@ from rlhf.data.rows import Located, Quarantine
 from rlhf.data.split import split_rows
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import DataRecipe
-from rlhf.recipe.steps import PairsStep, SplitStep
+from rlhf.recipe.steps import DataStep, PairsStep, SplitStep
+
+# carries out a step that data must not know of (see rlhf.synthesis): the step, its number, the rows, where the rows that it makes go,
+# the recipe's folder and seed; returns its report, in which rows_in + expanded = rows_out + dropped
+ModelSteps = Callable[[DataStep, int, Rows, Spill, Path, int], dict[str, Any]]
 
 OUTPUTS = ("report.json", "train", "test", "quarantine.jsonl", "removed.jsonl")  # the report goes first and comes last
 
 
-def build(recipe: DataRecipe) -> dict[str, Any]:
+def build(recipe: DataRecipe, model_steps: ModelSteps | None = None) -> dict[str, Any]:
     """Run the recipe's sources and steps, write the folder, and return the report.
+
+    `model_steps` carries out the steps that ask models; `rlhf.synthesis.build` brings it along.
 
     Raises DataError when no row is left, for rows of different kinds, for a step that its rows do not fit, and with `strict` for
     the first row that cannot be used.
@@ -50,7 +56,7 @@ def build(recipe: DataRecipe) -> dict[str, Any]:
             for block in stream.blocks():
                 spill.add(block)
         rows = Rows.all(spill)
-        rows, steps = _steps(recipe, rows, new, scratch)
+        rows, steps = _steps(recipe, rows, new, scratch, model_steps)
         sides, report = split_rows(rows, split, recipe.seed)
         report = _summary(recipe, stream, spill.kind, rows, sides, [*steps, *([report] if report else [])])
         for side, part in sides.items():
@@ -68,7 +74,9 @@ def _split_of(recipe: DataRecipe) -> SplitStep | None:
     return recipe.steps[-1].split if places else None
 
 
-def _steps(recipe: DataRecipe, rows: Rows, new: Path, scratch: Path) -> tuple[Rows, list[dict[str, Any]]]:
+def _steps(
+    recipe: DataRecipe, rows: Rows, new: Path, scratch: Path, model_steps: ModelSteps | None
+) -> tuple[Rows, list[dict[str, Any]]]:
     """The steps before the split, in order."""
     from rlhf.data.matching import remove_duplicates, remove_matches
 
@@ -82,11 +90,23 @@ def _steps(recipe: DataRecipe, rows: Rows, new: Path, scratch: Path) -> tuple[Ro
                 rows, report = remove_duplicates(rows, step.dedup, place, removed)
             elif step.decontaminate is not None:
                 rows, report = remove_matches(rows, step.decontaminate, place, removed, recipe.seed)
+            elif step.model_step is not None:
+                if model_steps is None:
+                    raise RecipeError(
+                        f"steps.{number - 1}.{step.name}: is built by rlhf.synthesis.build, or rlhf data build"
+                    )
+                out = Spill(place)
+                report = model_steps(step, number, rows, out, Path(recipe.output_dir), recipe.seed)
+                rows = Rows.all(out)
             else:
                 break
             reports.append(report)
             if not len(rows):
                 raise DataError(recipe.sources[0].path, f"no row is left after step {number}: {json.dumps(report)}")
+    if rows.spill.kind == "ranking" and not rows.spill.used & {"ranking", "scores"}:
+        raise RecipeError(
+            "steps: they end with completions that have no scores; add score or judge after the last that makes some"
+        )
     if not any(step.dedup or step.decontaminate for step in recipe.steps):
         (new / "removed.jsonl").unlink()
     return rows, reports
@@ -138,6 +158,7 @@ def _summary(
             dropped += Counter({f"ranking without pairs: {k}": n for k, n in step["rankings_without_pairs"].items()})
             assert step["rankings_in"] == step["rankings_with_pairs"] + sum(step["rankings_without_pairs"].values())
         else:
+            expanded += step.get("expanded", 0)
             dropped += Counter(step["dropped"])
     rows_in, rows_out = stream.rows_in, sum(map(len, sides.values()))
     assert rows_in + expanded == rows_out + dropped.total(), (rows_in, expanded, rows_out, dropped)

@@ -4,7 +4,8 @@ A canonical row is a plain dict with exactly these fields, nothing else:
 
     demonstration  {prompt, completion}
     preference     {prompt, chosen, rejected, margin?}      margin = score(chosen) - score(rejected), absent if unknown
-    ranking        {prompt, completions, ranking | scores}  ranking[0] = INDEX of the best completion, then the next
+    ranking        {prompt, completions, ranking | scores}  ranking[0] = INDEX of the best completion, then the next;
+                   models?, rationales? (a text each)       neither ranking nor scores between the steps of a build only
     unpaired       {prompt, completion, label}              label: whether the completion is a good one
     prompt         {prompt}
 

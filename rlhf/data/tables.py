@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 10_000
-OPTIONAL = ("margin", "ranking", "scores", "group")  # columns left out of a file in which no row has them
+OPTIONAL = (
+    "margin",
+    "ranking",
+    "scores",
+    "models",
+    "rationales",
+    "group",
+)  # columns left out of a file in which no row has them
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -51,6 +58,8 @@ def schema_of(row: Mapping[str, Any]) -> pa.Schema:
             "completions": pa.list_(text),
             "ranking": pa.list_(pa.int64()),
             "scores": pa.list_(pa.float64()),
+            "models": pa.list_(pa.string()),
+            "rationales": pa.list_(pa.string()),
         },
         "unpaired": {"completion": text, "label": pa.bool_()},
         "prompt": {},

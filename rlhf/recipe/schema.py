@@ -5,6 +5,7 @@ Read with `recipe.loader.load`, which adds file and line to every complaint. Not
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -29,6 +30,7 @@ from .sections import (
     TrainingSection,
 )
 from .steps import DataStep
+from .synthesis import EngineSection
 
 
 class Recipe(Section):
@@ -165,12 +167,50 @@ class PpoRecipe(TrainRecipe):
 
 
 class DataRecipe(Recipe):
-    """Sources, then steps in order, to one folder of rows. `strict` stops at the first row that cannot be used."""
+    """Sources, then steps in order, to one folder of rows. `strict` stops at the first row that cannot be used.
+
+    `engines`, by names of your own, are the models that the steps ask.
+    """
 
     method: Literal["data"]
+    engines: dict[str, EngineSection] = {}
     sources: Sources = Field(min_length=1)
     steps: list[DataStep] = []
     strict: bool = False
+
+    @model_validator(mode="after")
+    def _engines_are_those_asked(self) -> DataRecipe:
+        asked = {f"steps.{i}.{key}": name for i, step in enumerate(self.steps) for key, name in step.engines.items()}
+        for key, name in asked.items():
+            if name not in self.engines:
+                near = get_close_matches(name, self.engines, n=1)
+                known = f"there are {', '.join(self.engines)}" if self.engines else "the recipe has no engines: section"
+                raise ValueError(f"{key}: no engine {name!r}; {f'did you mean {near[0]!r}?' if near else known}")
+        if unused := sorted(set(self.engines) - set(asked.values())):
+            raise ValueError(f"engines.{unused[0]}: no step asks it; take it out, or name it in a step")
+        return self
+
+    @model_validator(mode="after")
+    def _completions_are_scored_in_the_end(self) -> DataRecipe:
+        """What can be told before a model is asked: completions without scores make no pairs, and no data set."""
+        unscored: str | None = None
+        for i, step in enumerate(self.steps):
+            where = f"steps.{i}.{step.name}"
+            if (
+                step.pool
+                or (step.generate and step.generate.into == "completions")
+                or (step.evolve and step.evolve.keep == "all")
+            ):
+                unscored = where
+            elif step.score or step.judge:
+                unscored = None
+            elif unscored and (step.pairs or step.select):
+                raise ValueError(
+                    f"{where}: the completions of {unscored} have no scores yet; put score or judge between"
+                )
+        if unscored:
+            raise ValueError(f"{unscored}: its completions are never scored; add score or judge (and select or pairs)")
+        return self
 
 
 class GenerateRecipe(Recipe):

@@ -1,4 +1,7 @@
-"""The steps of a data recipe, in the order they are written: pairs, dedup, decontaminate, split. Nothing here imports torch."""
+"""The steps of a data recipe, in the order they are written. Nothing here imports torch.
+
+Those over rows alone are here; those that ask models (generate, pool, evolve, score, judge, paraphrase), and select, in `synthesis`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf.recipe.sections import NonNegativeFloat, PositiveInt, Section, Sources
+from rlhf.recipe.synthesis import (
+    EvolveStep,
+    GenerateStep,
+    JudgeStep,
+    ParaphraseStep,
+    PoolStep,
+    ScoreStep,
+    SelectStep,
+)
 
 Columns = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
 
@@ -74,13 +86,23 @@ class SplitStep(Section):
     by: str = "prompt"
 
 
+ModelStep = GenerateStep | PoolStep | EvolveStep | ScoreStep | JudgeStep | ParaphraseStep | SelectStep
+
+
 class DataStep(Section):
-    """One step: exactly one of pairs, dedup, decontaminate, split."""
+    """One step: exactly one of these keys. Those from generate on are carried out by rlhf.synthesis."""
 
     pairs: PairsStep | None = None
     dedup: DedupStep | None = None
     decontaminate: DecontaminateStep | None = None
     split: SplitStep | None = None
+    generate: GenerateStep | None = None
+    pool: PoolStep | None = None
+    evolve: EvolveStep | None = None
+    score: ScoreStep | None = None
+    judge: JudgeStep | None = None
+    paraphrase: ParaphraseStep | None = None
+    select: SelectStep | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +112,25 @@ class DataStep(Section):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DataStep:
-        if len([s for s in (self.pairs, self.dedup, self.decontaminate, self.split) if s is not None]) != 1:
-            raise ValueError("a step is exactly one of pairs, dedup, decontaminate, split")
+        if len([name for name in type(self).model_fields if getattr(self, name) is not None]) != 1:
+            raise ValueError(f"a step is exactly one of {', '.join(type(self).model_fields)}")
         return self
+
+    @property
+    def name(self) -> str:
+        """Which step this is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def model_step(self) -> ModelStep | None:
+        """The step's section where rlhf.synthesis carries it out, else None."""
+        return self.generate or self.pool or self.evolve or self.score or self.judge or self.paraphrase or self.select
+
+    @property
+    def engines(self) -> dict[str, str]:
+        """The engines that the step asks, by the key that names each."""
+        section = self.model_step
+        if isinstance(section, PoolStep):
+            return {f"pool.members.{i}.engine": member.engine for i, member in enumerate(section.members)}
+        engine = getattr(section, "engine", None)
+        return {} if engine is None else {f"{self.name}.engine": engine}

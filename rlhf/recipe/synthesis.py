@@ -98,16 +98,34 @@ class AskSection(Section):
     sampling: TextSampling = TextSampling()
 
 
+def one_sample(sampling: TextSampling, why: str) -> None:
+    """Raises ValueError where a request would be sampled more than once."""
+    if sampling.n != 1:
+        raise ValueError(f"sampling.n: must be 1: {why}")
+
+
 class GenerateStep(AskSection):
-    """Answers of one model. `into: rejected` keeps the row's completion as chosen; `completions` makes `sampling.n` to be scored."""
+    """Answers of one model. `into: rejected` keeps the row's completion as chosen; `completions` makes `sampling.n` to be scored.
+
+    A row's own completion is the first of `completions`. `strip` takes the whitespace around an answer away (off: continuations);
+    `cut_off: drop` leaves out the answers that `max_new_tokens` broke off.
+    """
 
     into: Literal["completion", "completions", "rejected"] = "completions"
+    strip: bool = True
+    cut_off: Literal["keep", "drop"] = "keep"
 
 
 class PoolMember(AskSection):
-    """One of several models, system prompts or temperatures; drawn as often as its `weight` says."""
+    """One of several models, system prompts or temperatures; drawn as often as its `weight` says, and known by `name` in the rows."""
 
+    name: str | None = None
     weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        one_sample(self.sampling, "a pool asks for per_prompt answers one by one")
+        return self
 
 
 class PoolStep(Section):
@@ -115,16 +133,32 @@ class PoolStep(Section):
 
     members: list[PoolMember] = Field(min_length=1)
     per_prompt: PositiveInt = 4
+    strip: bool = True
+    cut_off: Literal["keep", "drop"] = "keep"
+
+    @property
+    def labels(self) -> list[str]:
+        """What each member is called in the rows: its name, else its engine's, numbered where several would be called the same."""
+        bare = [member.name or member.engine for member in self.members]
+        return [f"{name}/{i}" if bare.count(name) > 1 else name for i, name in enumerate(bare, 1)]
 
 
 class EvolveStep(AskSection):
-    """EvolQuality (WizardLM, Deita): each completion rewritten `evolutions` times, each time by one method drawn from `methods`."""
+    """EvolQuality (WizardLM, Deita): each completion rewritten `evolutions` times, each time by one method drawn from `methods`.
+
+    `keep: all` adds the rewritten ones to the completions, `last` puts the last in the place of the original.
+    """
 
     methods: list[Literal["helpfulness", "relevance", "deepening", "creativity", "details"]] = Field(
         default=["helpfulness", "relevance", "deepening", "creativity", "details"], min_length=1
     )
     evolutions: PositiveInt = 1
     keep: Literal["all", "last"] = "all"
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        one_sample(self.sampling, "a completion is rewritten once an evolution")
+        return self
 
 
 class ScoreStep(Section):
@@ -149,25 +183,54 @@ class ScoreStep(Section):
     def _exactly_one(self) -> Self:
         if [self.engine, self.model, self.callable].count(None) != 2:
             raise ValueError(
-                "score: give exactly one of engine, model (a reward model's folder) and callable (module:function)"
+                "give exactly one of engine, model (a reward model's folder) and callable (module:function)"
             )
+        if self.callable is not None and self.callable.count(":") != 1:
+            raise ValueError("callable: must read module:function")
+        if len(set(self.aspects)) != len(self.aspects) or ("overall" in self.aspects and len(self.aspects) > 1):
+            raise ValueError("aspects: either [overall], or different ones of the four others")
+        if self.engine is None and (
+            unused := {"aspects", "rationale", "prompt", "language", "retries", "sampling"} & self.model_fields_set
+        ):
+            raise ValueError(f"{min(unused)}: only an engine is asked with it; a reward model or a callable takes none")
+        one_sample(self.sampling, "a score is one answer; retries asks again")
         return self
 
 
 class JudgeStep(AskSection):
-    """Pairs of completions compared, in both orders; a verdict that changes with the order is a tie. Scores are shares of wins."""
+    """Pairs of completions compared, in both orders; a verdict that changes with the order is a tie. Scores are shares of wins.
+
+    A comparison of which one order has no verdict that can be read, after `retries` more, does not count.
+    """
 
     pairs: Literal["all", "first_vs_rest"] = "all"
     rationale: bool = False
     sampling: TextSampling = TextSampling(temperature=0.0)
     retries: NonNegativeInt = 1
 
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        one_sample(self.sampling, "a verdict is one answer; retries asks again")
+        return self
+
 
 class ParaphraseStep(AskSection):
-    """`k` rephrasings of each prompt, the completion kept: the KorQuAD augmentation. A rephrasing equal to another is dropped."""
+    """`k` rephrasings of each prompt, the completion kept: the KorQuAD augmentation. A rephrasing equal to another is dropped.
+
+    `part: last_paragraph` rephrases what follows the prompt's last blank line, such as the question after a SQuAD row's context.
+    All rows made of one share its group, which `split: {by: group}` keeps on one side.
+    """
 
     k: PositiveInt = 1
     keep_original: bool = True
+    part: Literal["all", "last_paragraph"] = "all"
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Self:
+        if self.k > 1 and self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature: greedy decoding gives k rephrasings that are all the same")
+        one_sample(self.sampling, "k says how many rephrasings are asked for")
+        return self
 
 
 class SelectStep(Section):

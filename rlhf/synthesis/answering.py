@@ -1,0 +1,177 @@
+"""The steps `generate` and `pool`: models answer the rows' prompts.
+
+    completion    {prompt}                                 -> {prompt, completion}
+    rejected      {prompt, completion}                     -> {prompt, chosen: completion, rejected: the answer}
+    completions   {prompt}, {prompt, completion},          -> {prompt, completions, models}, to be scored: the row's own first
+                  {prompt, completions} without scores
+
+An answer that is empty, the same as one before it (or as chosen), or failed, is left out and counted; a row that has none left is
+dropped for the first of those reasons. A pool draws its members by weight and without one twice while others are left (Efraimidis and
+Spirakis 2006: the smallest -log(u) / w first), from a hash of the seed and the row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.rows import Located, Row, Text, kind_of, text_of
+from ..recipe.synthesis import AskSection, GenerateStep, PoolStep
+from .asking import Ask, Given, Lane, Made, chance
+from .prompts import filled, template
+
+SOURCE = "source"  # the model of a completion that came with the row
+EMPTY, FAILED, CUT_OFF, AS_CHOSEN, AS_OTHER = (
+    "the answer is empty",
+    "the engine failed",
+    "the answer was cut off",
+    "the answer equals chosen",
+    "the answer equals another",
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One usable answer, and which member gave it."""
+
+    text: str
+    label: str
+
+
+class Member:
+    """Who answers: an engine with its sampling, prompt and system message."""
+
+    def __init__(self, section: AskSection, label: str, step: str) -> None:
+        self.label = label
+        self.lane = Lane(section.engine, section.sampling)
+        self._system = section.system
+        self._template = None
+        if section.prompt is not None:
+            self._template = template(section.prompt, step, section.language, needs=["prompt"])
+
+    def request(self, prompt: Text) -> Text:
+        """What it is asked for a row's prompt: the prompt itself, or as the template and the system message have it."""
+        if self._template is not None:
+            prompt = filled(self._template, {"prompt": text_of(prompt)})
+        if self._system is None:
+            return prompt
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return [{"role": "system", "content": self._system}, *turns]
+
+
+class Answering:
+    """Both steps: they differ in who answers a row, and in what the answers become."""
+
+    rounds = 1
+
+    def __init__(
+        self, step: GenerateStep | PoolStep, members: list[Member], into: str, drawn: Callable[[int], list[int]]
+    ) -> None:
+        """`drawn` says which members answer the row at a position, in order."""
+        self.lanes: Sequence[Lane] = [member.lane for member in members]
+        self._members, self._into, self._members_of = members, into, drawn
+        self._strip, self._cut_off = step.strip, step.cut_off
+        self._dropped: Counter[str] = Counter()
+        self._answers = self._broken = 0
+        self._by: Counter[str] = Counter()
+
+    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+        self._fits(row)
+        for turn, index in enumerate(self._members_of(position)):
+            yield Ask(f"{index}.{turn}", self._members[index].request(row["prompt"]), index)
+
+    def made(self, row: Located, position: int, given: Given) -> Made:
+        data, reasons = row.data, Counter[str]()
+        own = [data["completion"]] if "completion" in data else list(data.get("completions", ()))
+        found = list(self._usable(position, given, {content(text).strip() for text in own}, reasons))
+        self._dropped += reasons
+        self._by.update(candidate.label for candidate in found)
+        if not found:
+            return Made(reason=next(iter(reasons)))
+        texts = [as_completion(data["prompt"], candidate.text) for candidate in found]
+        if self._into == "completion":
+            return Made([{"prompt": data["prompt"], "completion": text} for text in texts])
+        if self._into == "rejected":
+            return Made([{"prompt": data["prompt"], "chosen": own[0], "rejected": text} for text in texts])
+        models = [*data.get("models", [SOURCE] * len(own)), *(candidate.label for candidate in found)]
+        return Made([{"prompt": data["prompt"], "completions": [*own, *texts], "models": models}])
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "answers": self._answers,
+            "answers_kept": dict(self._by),
+            "answers_dropped": dict(self._dropped.most_common()),
+            "answers_cut_off": self._broken,
+        }
+
+    def _usable(self, position: int, given: Given, own: set[str], reasons: Counter[str]) -> Iterator[Candidate]:
+        seen = set(own)
+        for turn, index in enumerate(self._members_of(position)):
+            member = self._members[index]
+            answer = given(f"{index}.{turn}")
+            if answer is None or answer.error is not None:
+                self._answers += member.lane.sampling.n
+                reasons[FAILED] += member.lane.sampling.n
+                continue
+            for text, ended in zip(answer.texts, answer.ended, strict=True):
+                self._answers += 1
+                self._broken += not ended
+                bare = text.strip()
+                if not bare:
+                    reasons[EMPTY] += 1
+                elif not ended and self._cut_off == "drop":
+                    reasons[CUT_OFF] += 1
+                elif bare in own and self._into == "rejected":
+                    reasons[AS_CHOSEN] += 1
+                elif bare in seen:
+                    reasons[AS_OTHER] += 1
+                else:
+                    seen.add(bare)
+                    yield Candidate(bare if self._strip else text, member.label)
+
+    def _fits(self, row: Row) -> None:
+        kind = kind_of(row)
+        if self._into == "completion" and kind != "prompt":
+            raise ValueError(f"generate, into: completion takes rows of prompts alone, and this is a {kind} row")
+        if self._into == "rejected" and kind != "demonstration":
+            raise ValueError(f"generate, into: rejected needs a prompt with a completion, and this is a {kind} row")
+        if "scores" in row or "ranking" in row:
+            raise ValueError("these completions are scored already; put the step before score or judge")
+        if kind not in ("prompt", "demonstration", "ranking"):
+            raise ValueError(f"takes prompts, demonstrations and unscored completions, and this is a {kind} row")
+
+
+def generating(step: GenerateStep) -> Answering:
+    """`generate`: one model, `sampling.n` answers to each prompt."""
+    return Answering(step, [Member(step, step.engine, "generate")], step.into, lambda _: [0])
+
+
+def pooling(step: PoolStep, seed: int) -> Answering:
+    """`pool`: several members, some of them for each prompt."""
+    members = [Member(m, label, "pool") for m, label in zip(step.members, step.labels, strict=True)]
+    weights = [member.weight for member in step.members]
+    return Answering(step, members, "completions", lambda position: draw(weights, step.per_prompt, seed, position))
+
+
+def draw(weights: list[float], count: int, seed: int, position: int) -> list[int]:
+    """`count` indices by weight without replacement; when all are drawn, again from all."""
+    out: list[int] = []
+    turn = 0
+    while len(out) < count:
+        keys = [-math.log1p(-chance(seed, "pool", position, turn, i)) / w for i, w in enumerate(weights)]
+        out += sorted(range(len(weights)), key=keys.__getitem__)[: count - len(out)]
+        turn += 1
+    return out
+
+
+def as_completion(prompt: Text, text: str) -> Text:
+    """An answer in the form that the prompt has: text, or one assistant message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def content(completion: Text) -> str:
+    """A completion's words alone."""
+    return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)

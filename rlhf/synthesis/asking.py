@@ -1,0 +1,237 @@
+"""How every step asks: which requests a row makes, each answered once and for all, then rows made of the answers in the rows' order.
+
+    for each round, for each engine:   rows -> requests that have no answer yet -> the engine -> the journal
+    then:                              rows + the journal -> new rows
+
+The rows are read again for each pass (they lie on disk) and no more of them is held than the engine works on at once, so memory does not
+grow with their number. Since nothing is made of an answer before the journal has it, a run may be killed anywhere and go on. A
+step (`Task`) says only what to ask and what to make of it: its chance comes from hashes, so the same seed gives the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from ..data.rows import Located, Row, Text
+from ..errors import RlhfError
+from ..generation.text import Answer, Request, TextEngine
+from ..recipe.synthesis import TextSampling
+from .journal import Journal
+
+FAILURES = 25  # in a row, with no answer between: the engine is gone, and asking on would only drop rows
+
+Given = Callable[[str], Answer | None]  # the answer to one of a row's own requests, by its slot
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Requests that one engine answers with one sampling. `choices`: what the last line must be, for engines that can see to it."""
+
+    engine: str
+    sampling: TextSampling
+    choices: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request of a row; `slot` names it among the row's."""
+
+    slot: str
+    prompt: Text
+    lane: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What becomes of a row: rows, or none for a `reason`."""
+
+    rows: Sequence[Row] = ()
+    reason: str = ""
+
+
+class Task(Protocol):
+    """A step over rows. `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones."""
+
+    lanes: Sequence[Lane]
+    rounds: int
+
+    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+        """The requests that this row makes in this round. Raises ValueError for a row that the step does not fit."""
+        ...
+
+    def made(self, row: Located, position: int, given: Given) -> Made:
+        """What becomes of the row; called once a row, in order."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What the step's report says beside the balance, after the last row."""
+        ...
+
+
+@dataclass
+class Cost:
+    """What one engine was asked, this time and in the runs before that this one goes on from."""
+
+    requests: int = 0
+    from_journal: int = 0
+    failed: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def add(self, answer: Answer, *, known: bool) -> None:
+        self.requests += 1
+        self.from_journal += known
+        self.failed += answer.error is not None
+        self.retries += answer.retries
+        self.prompt_tokens += answer.prompt_tokens
+        self.completion_tokens += answer.completion_tokens
+
+
+@dataclass
+class Run:
+    """One step over some rows. `rows` gives them in order, as often as asked; `engine` opens an engine by its name."""
+
+    task: Task
+    rows: Callable[[], Iterator[Located]]
+    engine: Callable[[str], TextEngine]
+    journal: Journal | None  # None only where nothing is asked
+    seed: int
+    progress: Callable[[str, int, int, int], None] = lambda title, done, total, tokens: None
+    costs: dict[str, Cost] = field(default_factory=dict)
+    _failures: int = 0
+
+    def ask(self) -> None:
+        """Every request of every row answered and in the journal. Raises what the engines raise, RlhfError when one goes away."""
+        if self.journal is None:
+            return
+        for round in range(self.task.rounds):
+            for number, lane in enumerate(self.task.lanes):
+                cost = self.costs.setdefault(lane.engine, Cost())
+                waiting = 0
+                for key, position, ask in self._requests(round, number):
+                    known = self.journal.get(position, ask.slot, key)
+                    if known is None:
+                        waiting += 1
+                    else:
+                        cost.add(known, known=True)
+                if waiting:  # an engine with nothing to do is not even opened
+                    self._ask(self.journal, round, number, waiting, cost)
+        self.journal.sync()
+
+    def made(self, account: Account) -> Iterator[Located]:
+        """The rows that the step makes, in the order of those it had."""
+        for position, row in enumerate(self.rows()):
+            try:
+                made = self.task.made(row, position, self._given(position))
+            except ValueError as error:
+                raise row.error(str(error)) from error
+            account.add(made)
+            yield from (replace(row, data=data) for data in made.rows)
+
+    def _requests(self, round: int, lane: int) -> Iterator[tuple[str, int, Ask]]:
+        for position, row in enumerate(self.rows()):
+            try:
+                for ask in self.task.asks(row.data, position, round, self._given(position)):
+                    if ask.lane == lane:
+                        yield key_of(position, ask), position, ask
+            except ValueError as error:
+                raise row.error(str(error)) from error
+
+    def _given(self, position: int) -> Given:
+        return lambda slot: None if self.journal is None else self.journal.get(position, slot)
+
+    def _ask(self, journal: Journal, round: int, number: int, waiting: int, cost: Cost) -> None:
+        lane = self.task.lanes[number]
+        out: dict[str, Ask] = {}
+
+        def requests() -> Iterator[Request]:
+            for key, position, ask in self._requests(round, number):
+                if journal.get(position, ask.slot, key) is None:
+                    out[key] = ask
+                    yield Request(key, ask.prompt)
+
+        title = f"{lane.engine}{f', round {round + 1}' if round else ''}"
+        choices = None if lane.choices is None else list(lane.choices)
+        done = tokens = 0
+        engine = self.engine(lane.engine)
+        for request, answer in engine.answers(requests(), lane.sampling, seed=self.seed, choices=choices):
+            if out.pop(request.key, None) is None:
+                raise RlhfError(
+                    f"engine {lane.engine}: answered a request that it was not asked, or twice: {request.key}"
+                )
+            answer = _checked(answer, lane)
+            journal.add(request.key, answer)
+            cost.add(answer, known=False)
+            self._watch(lane, answer)
+            done, tokens = done + 1, tokens + answer.completion_tokens
+            self.progress(title, done, waiting, tokens)
+        if out:
+            raise RlhfError(f"engine {lane.engine}: left {len(out)} requests unanswered, such as {next(iter(out))}")
+
+    def _watch(self, lane: Lane, answer: Answer) -> None:
+        self._failures = self._failures + 1 if answer.error is not None else 0
+        if self._failures >= FAILURES:
+            raise RlhfError(
+                f"engine {lane.engine}: {FAILURES} requests in a row failed, the last with: {answer.error}; the answers so far are "
+                "kept: run the same command again to go on from them"
+            )
+
+
+@dataclass
+class Account:
+    """rows_in + expanded = rows_out + dropped, by reason."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    expanded: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, made: Made) -> None:
+        self.rows_in += 1
+        self.rows_out += len(made.rows)
+        if made.rows:
+            self.expanded += len(made.rows) - 1
+        else:
+            self.dropped[made.reason] += 1
+
+    def report(self) -> dict[str, Any]:
+        assert self.rows_in + self.expanded == self.rows_out + self.dropped.total()
+        return {
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "expanded": self.expanded,
+            "dropped": dict(self.dropped.most_common()),
+        }
+
+
+def key_of(position: int, ask: Ask) -> str:
+    """A request's name: its row's place, its slot there, and a digest of what it asks."""
+    return f"{position}/{ask.slot}/{_digest(ask.prompt)}"
+
+
+def chance(*parts: object) -> float:
+    """A number in [0, 1), as good as drawn, that depends on the parts alone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        text = str(part).encode("utf-8", "surrogatepass")
+        digest.update(len(text).to_bytes(8, "big") + text)
+    return (int.from_bytes(digest.digest(), "big") >> 11) / 2**53
+
+
+def _digest(prompt: Text) -> str:
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _checked(answer: Answer, lane: Lane) -> Answer:
+    """The answer, unless the engine broke its word about the number of texts: that is an error of this request, not a row."""
+    n = lane.sampling.n
+    if answer.error is None and (len(answer.texts) != n or len(answer.ended) != n):
+        return replace(answer, texts=[], ended=[], error=f"the engine gave {len(answer.texts)} texts for n = {n}")
+    return answer

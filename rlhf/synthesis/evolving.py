@@ -1,0 +1,130 @@
+"""The step `evolve` (EvolQuality): completions rewritten by a model, each time by one of five methods drawn by a seed.
+
+Between `pool` and `score`. The methods are those of Deita's EvolQuality (Liu et al. 2023, https://arxiv.org/abs/2312.15685), after
+WizardLM's (Xu et al. 2023): helpfulness, relevance, deepening, creativity, details. Evolution i rewrites what evolution i - 1 made, so
+the evolutions are rounds. Where one fails (nothing, or the same text again) its chain ends and what was there stays, which is counted.
+Scores that the rows had do not hold for the new completions and are left out; the report says of how many rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ..data.rows import Located, Row, Text, kind_of, text_of
+from ..generation.text import Answer
+from ..recipe.synthesis import EvolveStep
+from .answering import SOURCE, as_completion, content
+from .asking import Ask, Given, Lane, Made, chance
+from .prompts import built_in, fenced, filled, nonce, template, without_fence
+
+FAILED, EMPTY, UNCHANGED, FENCED = "the engine failed", "empty", "unchanged", "repeats the fence of its prompt"
+
+
+class Evolving:
+    """Rows with completions to rows with more, or better, completions."""
+
+    def __init__(self, step: EvolveStep, seed: int) -> None:
+        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling)]
+        self.rounds = step.evolutions
+        self._step, self._seed = step, seed
+        self._template = template(step.prompt, "evolve", step.language, needs=["prompt", "completion"], may=["method"])
+        self._methods: dict[str, str] = {name: built_in(f"method_{name}", step.language) for name in step.methods}
+        self._used: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
+        self._evolved = self._broken = self._scores_left = 0
+
+    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+        for index, text in enumerate(_completions(row)):
+            *_, last = self._chain(row, position, index, text, round, given)
+            if last is not None:
+                yield Ask(f"{index}.{round}", self._request(row, position, index, last, round)[0])
+
+    def made(self, row: Located, position: int, given: Given) -> Made:
+        data, own = row.data, _completions(row.data)
+        models = list(data.get("models", [SOURCE] * len(own)))
+        texts, labels = list(own), list(models)
+        for index, text in enumerate(own):
+            chain = [
+                t for t in self._chain(data, position, index, text, self.rounds, given, count=True) if t is not None
+            ][1:]
+            new = [as_completion(data["prompt"], t) for t in chain]
+            if self._step.keep == "all":
+                texts += new
+                labels += [self._step.engine] * len(new)
+            elif new:
+                texts[index], labels[index] = new[-1], self._step.engine
+        self._scores_left += "scores" in data or "ranking" in data
+        if kind_of(data) == "demonstration" and self._step.keep == "last":
+            return Made([{"prompt": data["prompt"], "completion": texts[0]}])
+        return Made([{"prompt": data["prompt"], "completions": texts, "models": labels}])
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "evolved": self._evolved,
+            "methods": dict(sorted(self._used.items())),
+            "evolutions_without_result": dict(self._ended.most_common()),
+            "answers_cut_off": self._broken,
+            "rows_whose_scores_were_left_out": self._scores_left,
+        }
+
+    def _chain(
+        self, row: Row, position: int, index: int, text: Text, rounds: int, given: Given, *, count: bool = False
+    ) -> Iterator[str | None]:
+        """The completion, and what each evolution before `rounds` made of it; None last where the chain has ended."""
+        now = content(text)
+        yield now
+        for round in range(rounds):
+            answer = given(f"{index}.{round}")
+            new, reason = self._rewritten(answer, now, self._request(row, position, index, now, round)[1])
+            if count:
+                self._count(answer, reason, self._method(position, index, round))
+            if reason:
+                yield None
+                return
+            now = new
+            yield now
+
+    def _rewritten(self, answer: Answer | None, before: str, number: str) -> tuple[str, str]:
+        """(the new text, why it does not count)."""
+        if answer is None or answer.error is not None:
+            return "", FAILED
+        text = without_fence(answer.texts[0], number)
+        if text is None:
+            return "", FENCED
+        if not text:
+            return "", EMPTY
+        return text, UNCHANGED if text == before.strip() else ""
+
+    def _request(self, row: Row, position: int, index: int, text: str, round: int) -> tuple[Text, str]:
+        prompt = text_of(row["prompt"])
+        number = nonce([prompt, text])
+        method = self._methods[self._method(position, index, round)]
+        values = {
+            "prompt": fenced("prompt", number, prompt),
+            "completion": fenced("answer", number, text),
+            "method": method,
+        }
+        request = filled(self._template, values)
+        if self._step.system is None:
+            return request, number
+        return [{"role": "system", "content": self._step.system}, {"role": "user", "content": request}], number
+
+    def _method(self, position: int, index: int, round: int) -> str:
+        return self._step.methods[int(chance(self._seed, "evolve", position, index, round) * len(self._step.methods))]
+
+    def _count(self, answer: Answer | None, reason: str, method: str) -> None:
+        self._broken += answer is not None and answer.error is None and not answer.ended[0]
+        if reason:
+            self._ended[reason] += 1
+        else:
+            self._evolved += 1
+            self._used[method] += 1
+
+
+def _completions(row: Row) -> list[Text]:
+    kind = kind_of(row)
+    if kind not in ("demonstration", "ranking"):
+        raise ValueError(f"evolve needs completions to rewrite, and this is a {kind} row")
+    return [row["completion"]] if kind == "demonstration" else list(row["completions"])

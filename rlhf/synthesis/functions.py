@@ -1,0 +1,142 @@
+"""The model steps as functions of plain rows: the same as in a recipe, without files.
+
+    rows, report = pool([{"prompt": "Why is the sky blue?"}], {"small": engine}, members=[{"engine": "small"}], per_prompt=4)
+    rows, report = score(rows, judge_engine, aspects=["overall"])
+    rows, report = select(rows)
+
+A step's settings are the keys of its section in `recipe.synthesis`. With `journal`, a file of the caller's, answers are kept there and a
+second call with the same settings goes on from them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..data.rows import Located, Row
+from ..errors import RecipeError
+from ..generation.text import TextEngine
+from ..recipe.steps import DataStep, ModelStep
+from .asking import Account, Run
+from .identity import header_of
+from .journal import Journal
+from .paraphrasing import in_one_group
+from .scoring import SCORER
+from .steps import task_of
+
+ENGINE = "engine"  # what the one engine of a function is called in its journal and report
+
+
+class Result(NamedTuple):
+    """The rows that a step made, in order, and its report: the balance, each engine's requests and tokens, the step's own facts."""
+
+    rows: list[Row]
+    report: dict[str, Any]
+
+
+def generate(
+    rows: Iterable[Row], engine: TextEngine, *, seed: int = 0, journal: str | Path | None = None, **settings: Any
+) -> Result:
+    """Answers of one model (`GenerateStep`)."""
+    return _apply("generate", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
+
+
+def pool(
+    rows: Iterable[Row],
+    engines: Mapping[str, TextEngine],
+    *,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    **settings: Any,
+) -> Result:
+    """Answers of several (`PoolStep`); the members name the engines."""
+    return _apply("pool", rows, engines, settings, seed, journal)
+
+
+def evolve(
+    rows: Iterable[Row], engine: TextEngine, *, seed: int = 0, journal: str | Path | None = None, **settings: Any
+) -> Result:
+    """Completions rewritten (`EvolveStep`)."""
+    return _apply("evolve", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
+
+
+def score(
+    rows: Iterable[Row],
+    engine: TextEngine | None = None,
+    *,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    **settings: Any,
+) -> Result:
+    """Scores (`ScoreStep`): by the engine, or without one by `model` or `callable`."""
+    if engine is not None:
+        return _apply("score", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
+    from .scorer import ScorerEngine
+
+    step = DataStep.model_validate({"score": settings}).score
+    assert step is not None
+    scorer = ScorerEngine(step)
+    try:
+        return _apply("score", rows, {SCORER: scorer}, settings, seed, journal)
+    finally:
+        scorer.close()
+
+
+def judge(
+    rows: Iterable[Row], engine: TextEngine, *, seed: int = 0, journal: str | Path | None = None, **settings: Any
+) -> Result:
+    """Scores by comparisons in both orders (`JudgeStep`)."""
+    return _apply("judge", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
+
+
+def paraphrase(
+    rows: Iterable[Row], engine: TextEngine, *, seed: int = 0, journal: str | Path | None = None, **settings: Any
+) -> Result:
+    """Prompts in other words (`ParaphraseStep`)."""
+    return _apply("paraphrase", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
+
+
+def select(rows: Iterable[Row], *, seed: int = 0, **settings: Any) -> Result:
+    """One pair of each scored row (`SelectStep`)."""
+    return _apply("select", rows, {}, settings, seed, None)
+
+
+def _apply(
+    name: str,
+    rows: Iterable[Row],
+    engines: Mapping[str, TextEngine],
+    settings: Mapping[str, Any],
+    seed: int,
+    journal: str | Path | None,
+) -> Result:
+    section = DataStep.model_validate({name: dict(settings)}).model_step
+    assert section is not None
+    held = list(rows)
+    task = task_of(section, seed)
+    with tempfile.TemporaryDirectory() if journal is None else nullcontext() as scratch:
+        path = Path(scratch) / "journal.jsonl" if scratch is not None else Path(journal or "")
+        with Journal(path, header_of(name, section, {}, seed)) if task.rounds else nullcontext() as open_journal:
+            run = Run(task, lambda: _located(held, section), lambda wanted: _named(engines, wanted), open_journal, seed)
+            account = Account()
+            run.ask()
+            made = [row.data if row.group is None else {**row.data, "group": row.group} for row in run.made(account)]
+    costs = {engine: vars(cost) for engine, cost in run.costs.items()}
+    return Result(made, {**account.report(), **({"engines": costs} if costs else {}), **task.facts()})
+
+
+def _located(rows: list[Row], section: ModelStep) -> Iterator[Located]:
+    from ..recipe.synthesis import ParaphraseStep
+
+    for number, row in enumerate(rows, 1):
+        data = {key: value for key, value in row.items() if key != "group"}
+        located = Located("rows", number, data, number, row.get("group"))
+        yield in_one_group(located) if isinstance(section, ParaphraseStep) else located
+
+
+def _named(engines: Mapping[str, TextEngine], name: str) -> TextEngine:
+    if name not in engines:
+        raise RecipeError(f"engine: no engine {name!r} was given; there are {', '.join(engines) or 'none'}")
+    return engines[name]

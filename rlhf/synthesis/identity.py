@@ -1,0 +1,78 @@
+"""What a step's answers depend on beside the rows: the journal's header.
+
+Two runs whose headers are equal would get the same answers to the same requests, so one may use the other's. What only says how
+quickly, how often or by which key an engine is asked does not belong to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..manifest import NAME, sha256
+from ..recipe.steps import ModelStep
+from ..recipe.synthesis import EngineSection, PoolStep
+
+NO_MATTER = {
+    "concurrency",
+    "requests_per_minute",
+    "timeout",
+    "max_retries",
+    "api_key_env",
+    "tensor_parallel_size",
+    "gpu_memory_utilization",
+    "enforce_eager",
+    "port",
+    "batch_size",
+}
+IN_ROWS = {
+    "keep_original",
+    "strip",
+    "cut_off",
+    "keep",
+    "into",
+    "retries",
+    "name",
+}  # what is made of the answers, not what is asked
+
+
+def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], seed: int) -> dict[str, Any]:
+    """The step, what it asks with and whom, and the seed; a prompt's file and a model's folder with their content."""
+    one: str | None = getattr(step, "engine", None)
+    asked = {m.engine for m in step.members} if isinstance(step, PoolStep) else {one} if one else set()
+    return {
+        "step": name,
+        "seed": seed,
+        "settings": _plain(step.model_dump()),
+        "engines": {e: _plain(engines[e].model_dump()) for e in sorted(asked & set(engines))},
+    }
+
+
+def _plain(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v, k) for k, v in value.items() if k not in NO_MATTER | IN_ROWS}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, str) and key in ("prompt", "model", "name_or_path", "adapter"):
+        return _with_content(value)
+    return value
+
+
+def _with_content(value: str) -> Any:
+    """A path together with a mark of what lies there now; any other text as it is."""
+    try:
+        path = Path(value)
+        if path.is_file():
+            return {"file": value, "sha256": sha256(path)}
+        if not path.is_dir():
+            return value
+        for manifest in (path / NAME, path / "final" / NAME):
+            if manifest.is_file():
+                return {"folder": value, "manifest": sha256(manifest)}
+        stats = sorted((str(p.relative_to(path)), p.stat()) for p in path.rglob("*") if p.is_file())
+        state = repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
+        return {"folder": value, "files": hashlib.sha256(state.encode()).hexdigest()}
+    except OSError:  # too long for a path: it is a text
+        return value

@@ -1,0 +1,229 @@
+"""The journal: every answer on disk before anything is made of it, so that a run that was killed pays for nothing twice.
+
+    output_dir/journal/step-2.jsonl    line 1 a header, then one JSON line an answer, in the order in which they came
+
+Written by `asking` as answers come, read by the steps when they make rows of them. A line is appended in one write, and synced to
+the disk at the latest a second or 32 answers later; `kill -9` loses what had not been written, a power cut at most that second. A
+torn last line is cut off on opening; a damaged one in between is passed over, counted, and asked again.
+
+An answer is found by its key `position/slot/digest`: the row's place among the step's rows, which of the row's requests it was,
+and a digest of what was asked. So a row that changed is asked anew, and one that did not is not. The header holds what all answers
+depend on (step, engine, seed): where that changed the old file is kept aside under its digest, and taken up again when it changes back.
+
+Memory: eight bytes a possible answer. The texts stay on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import RlhfError
+from ..generation.text import Answer
+
+VERSION = 1
+SYNC_SECONDS, SYNC_ANSWERS = 1.0, 32
+READ = 1 << 16
+
+
+def digest_of(value: Any) -> str:
+    """16 hex digits that name a JSON value."""
+    text = json.dumps(value, ensure_ascii=True, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class Journal:
+    """One step's answers. Use as a context manager; one process at a time.
+
+    `header`: what the answers depend on. `say`: told, in a user's words, when an old journal is kept aside or a damaged line is found.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], say: Callable[[str], None] = lambda _: None) -> None:
+        self.path, self._say = path, say
+        self._header = {"journal": VERSION, "digest": digest_of(header), **header}
+        self.kept = self.damaged = 0  # answers found on opening, and lines that could not be read
+        self._offsets: dict[str, array[int]] = {}  # by slot, by position; 0 where there is none
+        self._lock = self._file = -1
+        self._end = self._unsynced = 0
+        self._synced_at = 0.0
+
+    def __enter__(self) -> Self:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._choose_file()
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._load()
+        except OSError as error:
+            self.close()
+            raise self._failed(error) from error
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Sync, and let another process have the file."""
+        for descriptor in (self._file, self._lock):
+            if descriptor >= 0:
+                if descriptor == self._file:
+                    os.fsync(descriptor)
+                os.close(descriptor)
+        self._file = self._lock = -1
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Append an answer. Raises RlhfError, and keeps all earlier ones, when the disk is full."""
+        line = _line(key, answer)
+        try:
+            written = os.pwrite(self._file, line, self._end)
+            if written < len(line):  # the disk is full; the next write says so
+                written += os.pwrite(self._file, line[written:], self._end + written)
+            if written < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._index(key, self._end)
+            self._end += len(line)
+            self._unsynced += 1
+            if self._unsynced >= SYNC_ANSWERS or time.monotonic() - self._synced_at > SYNC_SECONDS:
+                self.sync()
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise self._failed(error) from error
+
+    def sync(self) -> None:
+        """All answers so far to the disk."""
+        if self._unsynced:
+            os.fsync(self._file)
+        self._unsynced, self._synced_at = 0, time.monotonic()
+
+    def get(self, position: int, slot: str, key: str | None = None) -> Answer | None:
+        """The newest answer in a row's slot; with `key`, only one to that very request."""
+        offsets = self._offsets.get(slot)
+        if offsets is None or position >= len(offsets) or not offsets[position]:
+            return None
+        found = json.loads(self._read(offsets[position]))
+        if key is not None and found.pop("key") != key:
+            return None
+        found.pop("key", None)
+        return Answer(**found)
+
+    def _read(self, offset: int) -> bytes:
+        parts: list[bytes] = []
+        while True:  # pread: the requests are made, and old answers read for that, in whichever thread the engine likes
+            part = os.pread(self._file, READ, offset)
+            end = part.find(b"\n")
+            if end >= 0 or not part:
+                return b"".join([*parts, part[: end if end >= 0 else 0]])
+            parts.append(part)
+            offset += len(part)
+
+    def _index(self, key: str, offset: int) -> None:
+        position, slot, _ = key.split("/", 2)
+        offsets = self._offsets.setdefault(slot, array("q"))
+        if (missing := int(position) + 1 - len(offsets)) > 0:
+            offsets.extend([0] * missing)
+        offsets[int(position)] = offset
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RlhfError(f"{self.path}: another run is writing this journal; wait for it, or stop it") from None
+
+    def _choose_file(self) -> None:
+        """Put the file of this header in place: an other's is kept aside, our own from aside comes back."""
+        there = _digest_in(self.path)
+        if there == self._header["digest"]:
+            return
+        if there is not None:
+            aside = _aside(self.path, there)
+            self.path.rename(aside)
+            self._say(f"{self.path}: made for other settings of the step, its engine or the seed; kept as {aside.name}")
+        elif self.path.exists() and self.path.stat().st_size:
+            aside = _aside(self.path, "unreadable")
+            self.path.rename(aside)
+            self._say(f"{self.path}: its first line cannot be read; kept as {aside.name}, and all is asked anew")
+        if (mine := _aside(self.path, self._header["digest"])).exists():
+            mine.rename(self.path)
+            self._say(f"{self.path}: goes on from {mine.name}, made for the same settings")
+
+    def _load(self) -> None:
+        """Index the answers that are there, and cut off a torn last line. Failed ones are not taken: they are asked again."""
+        for offset, line in _lines(self.path):
+            if not line.endswith(b"\n"):
+                break
+            if self._end:
+                try:
+                    found = json.loads(line)
+                    key = found.pop("key")
+                    if Answer(**found).error is None:
+                        self._index(key, offset)
+                        self.kept += 1
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    self.damaged += 1
+            self._end = offset + len(line)
+        os.ftruncate(self._file, self._end)
+        if not self._end:
+            line = json.dumps(self._header, ensure_ascii=False).encode() + b"\n"
+            if os.pwrite(self._file, line, 0) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._end = len(line)
+            self._unsynced = 1
+        self.sync()
+        if self.damaged:
+            self._say(f"{self.path}: {self.damaged} damaged lines are passed over, and asked again")
+
+    def _failed(self, error: OSError) -> RlhfError:
+        kept = sum(1 for offsets in self._offsets.values() for offset in offsets if offset)
+        return RlhfError(
+            f"{self.path}: cannot be written: {error.strerror}; the {kept} answers so far are kept: "
+            "make room, and run the same command again to go on from them"
+        )
+
+
+def _line(key: str, answer: Answer) -> bytes:
+    fields = {"key": key, **{name: getattr(answer, name) for name in Answer.__dataclass_fields__}}
+    fields["texts"] = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in answer.texts]
+    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
+def _digest_in(path: Path) -> str | None:
+    """The digest in a journal's header; None where there is no such file or no header that can be read."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.readline())
+        return str(header["digest"]) if header["journal"] == VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _aside(path: Path, name: str) -> Path:
+    """Where a journal of another header is kept: never over one that is there already, unless it is the same one's."""
+    aside = path.with_name(f"{path.stem}.{name}{path.suffix}")
+    number = 2
+    while aside.exists() and name == "unreadable":
+        aside = path.with_name(f"{path.stem}.{name}-{number}{path.suffix}")
+        number += 1
+    return aside

@@ -1,0 +1,97 @@
+"""The step `paraphrase`: each prompt in other words, its completion kept, as the KorQuAD experiment augments its questions.
+
+Comes early in a recipe, before the split; all rows that come of one share its group, so that `split: {by: group}` does not put a question
+into train and its rephrasing into test. A rephrasing that is empty, or equal to the prompt or to another but for case and spaces, is
+left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..data.rows import Located, Row, Text
+from ..recipe.synthesis import ParaphraseStep
+from .asking import Ask, Given, Lane, Made
+from .prompts import fenced, filled, nonce, template, without_fence
+
+FAILED, EMPTY, SAME, FENCED = "the engine failed", "empty", "the same as another", "repeats the fence of its prompt"
+NONE_LEFT = "no rephrasing of it could be used"
+
+
+class Paraphrasing:
+    """Rows to themselves and their rephrasings."""
+
+    rounds = 1
+
+    def __init__(self, step: ParaphraseStep) -> None:
+        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling.model_copy(update={"n": step.k}))]
+        self._step = step
+        self._template = template(step.prompt, "paraphrase", step.language, needs=["prompt"])
+        self._made = self._broken = 0
+        self._left_out: Counter[str] = Counter()
+
+    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+        yield Ask("0", self._request(self._words(row["prompt"])[1])[0])
+
+    def made(self, row: Located, position: int, given: Given) -> Made:
+        head, words = self._words(row.data["prompt"])
+        answer = given("0")
+        number = self._request(words)[1]
+        found: list[str] = []
+        seen = {_alike(words)}
+        if answer is None or answer.error is not None:
+            self._left_out[FAILED] += self._step.k
+        else:
+            self._broken += answer.ended.count(False)
+            for text in (without_fence(text, number) for text in answer.texts):
+                if not text:
+                    self._left_out[FENCED if text is None else EMPTY] += 1
+                elif _alike(text) in seen:
+                    self._left_out[SAME] += 1
+                else:
+                    seen.add(_alike(text))
+                    found.append(text)
+        self._made += len(found)
+        new = [{**row.data, "prompt": _with_words(row.data["prompt"], head, text)} for text in found]
+        rows = [row.data, *new] if self._step.keep_original else new
+        return Made(rows, NONE_LEFT)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rephrasings": self._made,
+            "rephrasings_left_out": dict(self._left_out.most_common()),
+            "answers_cut_off": self._broken,
+        }
+
+    def _words(self, prompt: Text) -> tuple[str, str]:
+        """The part of the prompt (of its last message) that is rephrased, and what stands before it."""
+        whole = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        if self._step.part == "all":
+            return "", whole
+        head, blank, tail = whole.rstrip().rpartition("\n\n")
+        return head + blank, tail
+
+    def _request(self, words: str) -> tuple[Text, str]:
+        number = nonce([words])
+        text = filled(self._template, {"prompt": fenced("text", number, words)})
+        if self._step.system is None:
+            return text, number
+        return [{"role": "system", "content": self._step.system}, {"role": "user", "content": text}], number
+
+
+def in_one_group(row: Located) -> Located:
+    """The row in a group of its own, if it is in none: what is made of it stays on one side of a split."""
+    return row if row.group is not None else replace(row, group=f"{row.file}:{row.row}")
+
+
+def _with_words(prompt: Text, head: str, words: str) -> Text:
+    if isinstance(prompt, str):
+        return head + words
+    return [*prompt[:-1], {**prompt[-1], "content": head + words}]
+
+
+def _alike(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,213 @@
+"""The model steps of a data recipe: what `rlhf.data.build` calls for generate, pool, evolve, score, judge, paraphrase and select.
+
+`data` may not know of models, so `build` here hands its own hook to `data.build`. Engines are opened when the first request that has no
+answer yet needs one, and at most one is open at a time: two models need not fit side by side.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..data.rows import Located
+from ..errors import RlhfError
+from ..generation.text import TextEngine
+from ..recipe.schema import DataRecipe
+from ..recipe.steps import DataStep, ModelStep
+from ..recipe.synthesis import (
+    EngineSection,
+    EvolveStep,
+    GenerateStep,
+    JudgeStep,
+    ParaphraseStep,
+    PoolStep,
+    ScoreStep,
+)
+from .answering import generating, pooling
+from .asking import Account, Run, Task
+from .evolving import Evolving
+from .identity import header_of
+from .journal import Journal
+from .judging import Judging
+from .paraphrasing import Paraphrasing, in_one_group
+from .scoring import SCORER, Measuring, Rating
+from .selection import Selecting
+
+if TYPE_CHECKING:
+    from ..data.blocks import Rows, Spill
+
+SAY_SECONDS = 10.0  # between lines of progress
+
+
+def build(recipe: DataRecipe) -> dict[str, Any]:
+    """Build the recipe's folder, asking its models where its steps say so. Returns the report; raises as `data.build` does."""
+    from ..data.build import build
+
+    with ModelSteps(recipe) as steps:
+        return build(recipe, steps)
+
+
+def task_of(step: ModelStep, seed: int) -> Task:
+    """What a step's section asks for. Raises RecipeError for a prompt that cannot be used."""
+    match step:
+        case GenerateStep():
+            return generating(step)
+        case PoolStep():
+            return pooling(step, seed)
+        case EvolveStep():
+            return Evolving(step, seed)
+        case ScoreStep():
+            return Rating(step) if step.engine is not None else Measuring(step)
+        case JudgeStep():
+            return Judging(step)
+        case ParaphraseStep():
+            return Paraphrasing(step)
+        case _:
+            return Selecting(step, seed)
+
+
+class ModelSteps(AbstractContextManager["ModelSteps"]):
+    """`data.build`'s hook: carries out one step after another, and closes the engine that is open in the end."""
+
+    def __init__(
+        self, recipe: DataRecipe, open_engine: Callable[[EngineSection, str], TextEngine] | None = None
+    ) -> None:
+        self._sections = recipe.engines
+        self._open = open_engine or _open_engine
+        self._name, self._engine = "", None  # type: tuple[str, TextEngine | None]
+        self._headers: list[dict[str, Any]] = []
+        for step in recipe.steps:  # a prompt that cannot be read is found before anything is asked
+            if step.model_step is not None:
+                task_of(step.model_step, recipe.seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, step: DataStep, number: int, rows: Rows, out: Spill, folder: Path, seed: int) -> dict[str, Any]:
+        """One step over rows on disk: the rows it makes go to `out`; returns its report."""
+        section = step.model_step
+        assert section is not None
+        self._close_scorer()
+        header = header_of(step.name, section, self._sections, seed)
+        header["occurrence"] = self._headers.count(header)  # two steps alike must not draw the same samples
+        self._headers.append({key: value for key, value in header.items() if key != "occurrence"})
+        task = task_of(section, seed)
+        own_seed = seed + 1_000_003 * header["occurrence"]
+        path = folder / "journal" / f"step-{number}.jsonl"
+        with Journal(path, header, _say) if task.rounds else nullcontext() as journal:
+            run = Run(
+                task,
+                _reader(rows, section),
+                lambda name: self._get(name, section),
+                journal,
+                own_seed,
+                _Progress(step.name),
+            )
+            report = carry_out(run, out, step.name)
+        _tell(report)
+        return {"step": step.name, **section.model_dump(exclude_defaults=True), **report}
+
+    def _get(self, name: str, section: ModelStep) -> TextEngine:
+        if self._engine is None or self._name != name:
+            self._close()
+            if name == SCORER and isinstance(section, ScoreStep) and section.engine is None:
+                from .scorer import ScorerEngine
+
+                self._engine = ScorerEngine(section)
+            else:
+                self._engine = self._open(self._sections[name], name)
+            self._name = name
+        return self._engine
+
+    def _close_scorer(self) -> None:
+        if self._name == SCORER:
+            self._close()
+
+    def _close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        self._name, self._engine = "", None
+
+
+def carry_out(run: Run, out: Spill, name: str) -> dict[str, Any]:
+    """Ask, then write the rows that come of it; returns the balance, the costs and the step's own facts."""
+    account = Account()
+    run.ask()
+    try:
+        out.add_rows(run.made(account))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RlhfError(
+            f"{out.path.parent}: no space left for the rows of the step {name}; every answer is kept: "
+            "make room, and run the same command again to go on from them"
+        ) from error
+    report = account.report()
+    if run.costs:
+        report["engines"] = {engine: vars(cost) for engine, cost in run.costs.items()}
+    return report | run.task.facts()
+
+
+def _reader(rows: Rows, section: ModelStep) -> Callable[[], Iterator[Located]]:
+    from ..data.blocks import to_rows
+
+    def read() -> Iterator[Located]:
+        for block in rows.blocks():
+            for row in to_rows(block):
+                yield in_one_group(row) if isinstance(section, ParaphraseStep) else row
+
+    return read
+
+
+def _open_engine(section: EngineSection, name: str) -> TextEngine:
+    from ..generation.engines import open_engine
+
+    return open_engine(section, name=name)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _tell(report: dict[str, Any]) -> None:
+    """What must not be overlooked: answers that could not be used."""
+    if "unparsed_rate" in report:
+        _say(f"  answers that could not be read: {report['unparsed_rate']:.1%}, {report['unparsed']} in all")
+    failed = sum(engine["failed"] for engine in report.get("engines", {}).values())
+    if failed:
+        _say(
+            f"  {failed} requests failed and their rows lack those answers; run the same command again to ask them again"
+        )
+
+
+class _Progress:
+    """A line now and then: done, to do, tokens a second, time left."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._title = ""
+        self._began = self._said = 0.0
+
+    def __call__(self, title: str, done: int, total: int, tokens: int) -> None:
+        now = time.monotonic()
+        if title != self._title or done == 1:
+            self._title, self._began, self._said = title, now, now
+        if done < total and now - self._said < SAY_SECONDS:
+            return
+        self._said = now
+        seconds = max(now - self._began, 1e-9)
+        left = int(seconds / done * (total - done))
+        _say(
+            f"{self._step} ({title}) {done}/{total}  {tokens / seconds:.0f} tokens/s  eta {left // 60}:{left % 60:02d}"
+        )

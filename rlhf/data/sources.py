@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
             )
         files = files_of(source)
         rows = (located for path in files for located in read_file(path, quarantine, source.format))
+        if len(files) > 1 and all(_suffix(path) == ".xml" for path in files):  # each site counts its questions from 1
+            rows = (replace(located, group=f"{located.file}:{located.group}") for located in rows)
     if source.format not in (None, "squad", "oasst"):
         return rows
     return unnest(rows, source.format, quarantine)

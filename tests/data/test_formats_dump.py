@@ -74,6 +74,13 @@ def test_a_dump(tmp_path: Path, name: str) -> None:
     assert titled.rows[0].data["prompt"].startswith("Question: T1\n\nQ1")
 
 
+def test_two_sites_do_not_share_their_questions(tmp_path: Path) -> None:
+    for site in ("a", "b"):
+        dump(tmp_path / f"{site}.xml", question(1), reply(2, 1), reply(3, 1))
+    rows, _ = read_all(tmp_path / "*.xml")
+    assert [r.data["qid"] for r in rows] == [1, 1] and len({r.group for r in rows}) == 2
+
+
 def test_every_post_that_is_no_part_of_a_row_is_counted(tmp_path: Path) -> None:
     posts = [
         question(1),

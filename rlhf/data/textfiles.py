@@ -97,9 +97,7 @@ def flaw(row: dict[str, Any]) -> tuple[str | None, str | None]:
         if kind is str:
             if _is_plain(value):
                 continue
-        elif kind is int or value is None or kind is bool:
-            continue
-        elif kind is list and set(map(type, value)) == {str} and _is_plain("".join(value)):
+        elif kind is int or value is None or kind is bool or _is_plain_list(value):
             continue
         try:
             found = _flaw(value, field)
@@ -108,6 +106,10 @@ def flaw(row: dict[str, Any]) -> tuple[str | None, str | None]:
         if found[1]:
             return found
     return None, None
+
+
+def _is_plain_list(value: Any) -> bool:
+    return type(value) is list and set(map(type, value)) == {str} and _is_plain("".join(value))
 
 
 def _is_plain(text: str) -> bool:

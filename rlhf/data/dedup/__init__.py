@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.data.dedup import exact, fast, reference_recipe
+from rlhf.data.dedup import distributed, exact, fast, reference_recipe
 from rlhf.data.dedup.removals import Removal, Removals
 from rlhf.data.dedup.shingles import jaccard, normalise, shingles
 from rlhf.data.dedup.texts import Texts, TextWriter
@@ -30,6 +30,7 @@ Engine = Callable[[Texts, MatchSection, NDArray[np.int64], int], Removals]
 ENGINES: dict[str, Engine] = {
     "exact": exact.run,
     "fast": fast.run,
+    "ray": distributed.run,
     "datasketch": reference_recipe.run,
 }
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlhf.data.dedup.bands import Bands
 from rlhf.data.dedup.chars import lower_table
-from rlhf.data.dedup.greedy import BLOCK, Given, Room, consider
+from rlhf.data.dedup.greedy import BLOCK, Given, Room, compare_places, consider, sketch_places
 from rlhf.data.dedup.index import MOST_TEXTS, Index
 from rlhf.data.dedup.kernels import SIGMAS, WIDER
 from rlhf.data.dedup.removals import Removals
@@ -29,19 +29,8 @@ def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int
     """Removals of texts in `order`, whose first `reference` places are compared against and never removed."""
     if len(texts) > MOST_TEXTS:
         raise DataError("dedup", f"{len(texts)} texts are more than the {MOST_TEXTS} that engine: fast can number")
-    given = Given(
-        texts.data,
-        texts.offsets,
-        order,
-        lower_table(False, False),
-        reference,
-        _WHOLE if step.max_chars is None else step.max_chars,
-        step.shingle_size,
-        bands.number,
-        bands.rows,
-        step.threshold,
-    )
-    index, room = _index(len(texts), bands, reference or len(texts)), _room(texts, step, bands)
+    given = given_of(texts, step, bands, order, reference)
+    index, room = _index(len(texts), bands, reference or len(texts)), _room(given)
     node, start = 1, 0
     wide = sigma = False
     while start < len(texts):
@@ -64,6 +53,46 @@ def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int
     return Removals.confirmed(witness, jaccard)
 
 
+def given_of(
+    texts: Texts,
+    step: MatchSection,
+    bands: Bands,
+    order: NDArray[np.int64],
+    reference: int,
+    *,
+    wide: bool = False,
+    sigma: bool = False,
+) -> Given:
+    """The kernels' view of the texts. `wide` and `sigma` say what the table of characters holds."""
+    max_chars = _WHOLE if step.max_chars is None else step.max_chars
+    lower = lower_table(wide, sigma)
+    size, threshold = step.shingle_size, step.threshold
+    order = order.view()
+    order.flags.writeable = False  # as it is when it comes from another process: one type, compiled once
+    return Given(texts.data, texts.offsets, order, lower, reference, max_chars, size, *bands, threshold)
+
+
+def sketches(
+    given: Given, places: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.uint64]]:
+    """content uint64 [n], short bool [n] and band hashes uint64 [n, bands] (zeros where short) of n places, for `ray`."""
+    content, length = np.zeros(len(places), np.uint64), np.zeros(len(places), np.int64)
+    hashes = np.zeros((len(places), given.bands), np.uint64)
+    room = _room(given)._replace(content=content, length=length, hashes=hashes)
+    sketch_places(given, room, places)
+    return content, length < given.size, hashes
+
+
+def similarities(given: Given, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Exact similarity of the texts at pairs int64 [n, 2] of places, -1 where below the threshold, for `ray`.
+
+    Pairs of one first place stand together.
+    """
+    found = np.zeros(len(pairs))
+    compare_places(given, _room(given), pairs, found)
+    return found
+
+
 def _index(count: int, bands: Bands, kept: int) -> Index:
     """Room for `kept` texts in the index of `count`; the pages that are not needed are never touched."""
     return Index(
@@ -77,10 +106,8 @@ def _index(count: int, bands: Bands, kept: int) -> Index:
     )
 
 
-def _room(texts: Texts, step: MatchSection, bands: Bands) -> Room:
-    longest = int(np.diff(texts.offsets).max(initial=0))
-    if step.max_chars is not None:
-        longest = min(longest, step.max_chars)
+def _room(given: Given) -> Room:
+    longest = min(int(np.diff(given.offsets).max(initial=0)), given.max_chars)
     return Room(
         codes=np.zeros((2, longest + 1), np.uint32),
         keys=np.zeros(longest + 1, np.uint64),
@@ -89,9 +116,9 @@ def _room(texts: Texts, step: MatchSection, bands: Bands) -> Room:
         counted=np.zeros(longest + 2, np.uint32),
         foreign=np.zeros(longest + 2, np.uint64),
         foreign_heads=np.zeros(1 << table_bits(longest + CHUNK), np.uint32),
-        values=np.zeros(bands.bins, np.uint32),
-        hashes=np.zeros((BLOCK, bands.number), np.uint64),
+        values=np.zeros(given.bands * given.rows, np.uint32),
+        hashes=np.zeros((BLOCK, given.bands), np.uint64),
         content=np.zeros(BLOCK, np.uint64),
         length=np.zeros(BLOCK, np.int64),
-        slots=np.zeros(bands.number, np.int64),
+        slots=np.zeros(given.bands, np.int64),
     )

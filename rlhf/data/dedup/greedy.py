@@ -160,30 +160,42 @@ def _inherit(given: Given, index: Index, place: Int, same: Int) -> None:
 @jit
 def _confirm(given: Given, index: Index, room: Room, place: Int, count: Int) -> None:
     """Set the witness of a place to the earliest of its candidates that matches."""
-    n = _read(given, room, 0, place)
-    own_shingles = keys_of(room.codes[0], n, given.size, room.own[1:])
-    own_distinct = make_set(room.own, own_shingles, room.heads)
-    room.counted[: own_shingles + 1] = np.uint32(0)
+    shingles, distinct = _load(given, room, place)
     _sort(index.candidates[:count])
     for c in range(count):
         other = np.int64(index.candidates[c])
-        n = _read(given, room, 1, other)
-        found = similarity(
-            room.own,
-            own_shingles,
-            own_distinct,
-            room.heads,
-            room.counted,
-            c + 1,
-            room.keys,
-            keys_of(room.codes[1], n, given.size, room.keys),
-            room.foreign,
-            room.foreign_heads,
-            given.threshold,
-        )
+        found = _compare(given, room, shingles, distinct, other, c + 1)
         if found >= 0.0:
             index.witness[place], index.jaccard[place] = other, found
             return
+
+
+@jit
+def _load(given: Given, room: Room, place: Int) -> tuple[Int, Int]:
+    """Make the set of a place's shingles; how many there are, and how many distinct."""
+    n = _read(given, room, 0, place)
+    shingles = keys_of(room.codes[0], n, given.size, room.own[1:])
+    room.counted[: shingles + 1] = np.uint32(0)
+    return shingles, make_set(room.own, shingles, room.heads)
+
+
+@jit
+def _compare(given: Given, room: Room, shingles: Int, distinct: Int, other: Int, mark: Int) -> float:
+    """The similarity of the loaded place and another, -1 below the threshold."""
+    n = _read(given, room, 1, other)
+    return similarity(
+        room.own,
+        shingles,
+        distinct,
+        room.heads,
+        room.counted,
+        mark,
+        room.keys,
+        keys_of(room.codes[1], n, given.size, room.keys),
+        room.foreign,
+        room.foreign_heads,
+        given.threshold,
+    )
 
 
 @jit
@@ -200,3 +212,21 @@ def _sort(places: NDArray[np.uint32]) -> None:
                 at -= gap
             places[at] = place
         gap //= 3
+
+
+@jit
+def sketch_places(given: Given, room: Room, places: NDArray[np.int64]) -> None:
+    """Sketch the texts at n places into the rows of `room`'s content, length and hashes, [n] here."""
+    for k in range(len(places)):
+        _sketch(given, room, places[k], k)
+
+
+@jit
+def compare_places(given: Given, room: Room, pairs: NDArray[np.int64], found: NDArray[np.float64]) -> None:
+    """Set found [n] to the similarity of pairs [n, 2], -1 below the threshold; those of one first place are together."""
+    shingles: Int = 0
+    distinct: Int = 0
+    for k in range(len(pairs)):
+        if k == 0 or pairs[k, 0] != pairs[k - 1, 0]:
+            shingles, distinct = _load(given, room, pairs[k, 0])
+        found[k] = _compare(given, room, shingles, distinct, pairs[k, 1], k + 1)

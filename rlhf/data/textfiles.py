@@ -89,9 +89,7 @@ class TextFile:
 def flaw(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """(field, reason) of the first thing in a row that no text file or table should hold, else (None, None)."""
     if not _is_plain("".join(row)):
-        field, reason = _flaw(row, None)
-        if reason:
-            return field, reason
+        return repr(next(name for name in row if not _is_plain(name))), "not valid Unicode in a name, or a NUL"
     for field, value in row.items():
         kind = type(value)
         if kind is str:
@@ -140,5 +138,5 @@ def _flaw(value: Any, field: str | None) -> tuple[str | None, str | None]:
             if found[1]:
                 return found
             if key is not None and _flaw(key, None)[1]:
-                return field or repr(key), "not valid Unicode in a name"
+                return field or repr(key), "not valid Unicode in a name, or a NUL"
     return field, None

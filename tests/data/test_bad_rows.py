@@ -14,6 +14,7 @@ import pytest
 
 from rlhf.data.load import Stream
 from rlhf.data.rows import KEPT_ENTRIES, Located, Quarantine
+from rlhf.data.textfiles import flaw
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
 
@@ -53,6 +54,11 @@ PAIRS: dict[str, Callable[[int], Bad]] = {
     "an escaped NUL": lambda i: (json.dumps(pair(i, chosen="a\0")).encode(), "chosen", "holds a NUL character"),
     "half a surrogate pair": lambda i: (json.dumps(pair(i, rejected=f"{i}\ud83d")).encode(), "rejected", SURROGATES),
     "a surrogate in a name": lambda i: (json.dumps(pair(i) | {"\udc00": 1}).encode(), "'\\udc00'", SURROGATES),
+    "a surrogate in a name, and nested deeply": lambda i: (
+        b'{"\\ud800": ' + b"[" * 900 + b"]" * 900 + b"}",
+        "'\\ud800'",
+        SURROGATES,
+    ),
     "Latin-1": lambda i: (with_bytes(i, "café", "latin-1"), "chosen", SURROGATES),
     "cp949": lambda i: (with_bytes(i, "안녕하세요", "cp949"), "chosen", SURROGATES),
     "a field twice": lambda i: (dumps(pair(i))[:-1] + b', "prompt": "x"}', None, "duplicate key: 'prompt'"),
@@ -265,3 +271,12 @@ def test_a_hostile_file_does_not_fill_the_memory_with_reasons(tmp_path: Path) ->
     assert list(stream) == []
     assert len(quarantine.counts()) <= 1001 and sum(quarantine.counts().values()) == 5000
     assert quarantine.counts()["other reasons"] == 4000 and len(quarantine.entries) == KEPT_ENTRIES
+
+
+def test_a_row_deeper_than_the_stack() -> None:
+    """What the parser lets through may still be too deep to look into."""
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert flaw({"prompt": "p", "x": deep}) == ("x", "is nested too deeply")
+    assert flaw({"\udfff": deep})[1] == "not valid Unicode in a name, or a NUL"

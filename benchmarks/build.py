@@ -39,10 +39,8 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     said = subprocess.run(child, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     wall = time.perf_counter() - began
     report = json.loads((out / "report.json").read_text())
-    return {"rows": rows, "wall_s": wall} | json.loads(said.stdout.splitlines()[-1]) | {
-        "dropped": report["dropped"],
-        "splits": report["splits"],
-    }
+    used = json.loads(said.stdout.splitlines()[-1])
+    return {"rows": rows, "wall_s": wall, **used, "dropped": report["dropped"], "splits": report["splits"]}
 
 
 def _child(recipe: str) -> None:

@@ -54,8 +54,9 @@ class TokenizedRows:
 
 
 class Prompts(list[tuple[Text, list[int]]]):
-    """(prompt, its ids) pairs, with the report beside them."""
+    """(prompt, its ids) pairs, with where each came from, the report and a hash of them beside."""
 
+    rows: Sequence[Located]
     report: dict[str, Any]
     fingerprint: str
 
@@ -114,7 +115,8 @@ def prompts(
     """
     out = Prompts()
     if not sources:
-        out.report, out.fingerprint = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}, ""
+        out.rows, out.fingerprint = Places(), ""
+        out.report = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
         return out
 
     def make(folder: Path) -> None:
@@ -134,7 +136,7 @@ def prompts(
     what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow}
     folder = token_folder(sources, tokenizer, template, what, seed, make)
     out.extend(prompts_of(folder))
-    out.report, out.fingerprint = folder.report, folder.fingerprint
+    out.rows, out.report, out.fingerprint = Places(folder), folder.report, folder.fingerprint
     return out
 
 

@@ -16,7 +16,7 @@ from rlhf.data.dataset import KINDS, Prompts, TokenizedRows, prompts, tokenize
 from rlhf.data.rows import Located
 from rlhf.data.sampler import Sampler
 from rlhf.data.segments import IGNORE_INDEX, Segment, collate, pad
-from rlhf.errors import DataError, RecipeError
+from rlhf.errors import RecipeError
 from rlhf.recipe.schema import AnyRecipe, PpoRecipe, Recipe, SftRecipe, TrainRecipe
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _show_prompts(
     console.print(f"{len(found)} prompts; nothing in them is trained, rollouts start after them", highlight=False)
     for number, (_, ids) in enumerate(found, 1):
         if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
-            raise DataError(recipe.data.train[0].path, f"prompt {number} of those that differ {reason}")
+            raise found.rows[number - 1].error(f"the prompt {reason}", "prompt")
         if number <= shown:
             pieces = list(_pieces(ids, [False] * len(ids), len(ids), tokenizer))
             _show_tokens(f"prompt {number}, {len(ids)} tokens", pieces, console)

@@ -72,7 +72,7 @@ class Quarantine:
         if len(reason) > 500:
             reason = f"{reason[:497]}..."
         entry = {"file": file, "row": row, "field": field, "reason": reason}
-        self.leave_out(_short(entry))
+        self.leave_out(reason_of(entry))
         if len(self.entries) < KEPT_ENTRIES:
             self.entries.append(entry)
         if self._sink is not None:
@@ -101,7 +101,8 @@ class Quarantine:
         return dict((self._counts - mark).most_common())
 
 
-def _short(entry: Mapping[str, Any]) -> str:
+def reason_of(entry: Mapping[str, Any]) -> str:
+    """What an entry is counted under: its field, and its reason up to the first colon."""
     reason = str(entry["reason"]).split(": ")[0]
     return f"{entry['field']}: {reason}" if entry["field"] else reason
 

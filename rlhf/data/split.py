@@ -31,12 +31,12 @@ def held_out(places: np.ndarray[Any, np.dtype[np.float64]], share: float) -> np.
     A key's side does not depend on the other rows, nor on their order, so that added rows move none; except that
     each side gets at least one key. Raises DataError when there is only one key.
     """
-    low, high = places.min(), places.max()
+    low, high = float(places.min()), float(places.max())
     if low == high:
         raise DataError("split", "needs two different prompts at least to have two sides, there is 1")
-    test = places < share
+    test: np.ndarray[Any, np.dtype[np.bool_]] = places < share
     if not test.any():
-        return places == low
+        test = places == low
     return test & (places < high) if test.all() else test
 
 

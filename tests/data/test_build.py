@@ -77,7 +77,8 @@ def test_the_folder_and_its_report(tmp_path: Path) -> None:
         {"file": str(source), "row": 23, "field": "completions", "reason": "is missing"},
     ]
     (removed,) = jsonl(out / "removed.jsonl")
-    assert (removed["row"], removed["witness"], removed["jaccard"]) == (21, {"file": str(source), "row": 1}, 1.0)
+    assert (removed["row"], removed["text"], removed["jaccard"]) == (21, "prompt 0", 1.0)
+    assert removed["witness"] == {"file": str(source), "row": 1, "text": "prompt 0"}
     train, test = read(out), read(out, "test")
     assert len(train) + len(test) == 40
     assert not {r["prompt"] for r in train} & {r["prompt"] for r in test}

@@ -76,7 +76,9 @@ def test_columns_of_other_names_and_bytes_that_are_no_text(tmp_path: Path) -> No
 
 
 def test_a_column_of_groups(tmp_path: Path) -> None:
-    table = pa.table({"prompt": list("abcde"), "qid": pa.array([1, 2, None, 1, 2]), "even": [True, False, True, False, True]})
+    table = pa.table(
+        {"prompt": list("abcde"), "qid": pa.array([1, 2, None, 1, 2]), "even": [True, False, True, False, True]}
+    )
     pq.write_table(table, tmp_path / "t.parquet")
     for group in ("qid", "even"):  # what is neither text nor a whole number goes row by row
         fast, slow = both(SourceSection(path=str(tmp_path / "t.parquet"), format="prompt", group=group))

@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Located, Quarantine, Row, kind_of
+from rlhf.data.rows import Located, Quarantine, Row, kind_of, reason_of
 from rlhf.data.stats.chunk import LengthsOf, characters, chunks
 from rlhf.data.stats.inputs import Target
 from rlhf.data.stats.labels import Labels
@@ -191,7 +191,6 @@ def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
 def _example(quarantine: Quarantine, reason: str) -> str | None:
     """`file:row` of a row set aside for a reason; None when it is beyond the entries that are kept."""
     for entry in quarantine.entries:
-        said = str(entry["reason"]).split(": ")[0]
-        if reason == (f"{entry['field']}: {said}" if entry["field"] else said):
+        if reason_of(entry) == reason:
             return f"{entry['file']}:{entry['row']}" if entry["row"] is not None else str(entry["file"])
     return None

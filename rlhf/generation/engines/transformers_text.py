@@ -7,24 +7,20 @@ GenerationConfig that states every setting; the model's own is put away, since `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
-from ...data.template import Renderer
-from ...embedded import resolve
-from ...errors import DataError, RecipeError
-from ...models.load import load_policy, load_tokenizer
+from ...errors import RecipeError
+from ...models.load import load_policy
 from ...models.policy import Policy
-from ...models.save import saved_template
 from ...recipe.sections import TemplateSection
 from ...recipe.synthesis import TextSampling, TransformersSection
 from ..engine import Completion, TransformersEngine
 from ..penalties import Penalties
 from ..text import Answer, Request
+from .encode import Encoder, located, named
 from .sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
 
 WINDOW = 16  # batches read ahead, so that prompts of like length can share one
@@ -38,21 +34,17 @@ class TransformersText:
     ) -> None:
         """`template` overrides what `section.chat` says, for callers that have one. Raises RecipeError, SetupError."""
         self._name = name
+        path, adapter = located(name, section.model.name_or_path, section.adapter)
+        model = section.model.model_copy(update={"name_or_path": path, "batching": "padded"})  # nothing trains here
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            path = model_folder(section.model.name_or_path)
-            model = section.model.model_copy(update={"name_or_path": path, "batching": "padded"})  # nothing trains here
-            tokenizer = load_tokenizer(path)
-            self._renderer = Renderer(tokenizer, template or template_of(path, tokenizer, section.chat))
-            policy = load_policy(model, quantization=section.quantization, device=device)
-            if section.adapter is not None:
-                _add_adapter(policy, section.adapter)
-        except RecipeError as error:
-            raise RecipeError([f"engine {name}: {problem}" for problem in error.problems]) from error
-        self._engine = TransformersEngine(policy, tokenizer)
+        self._encoder = named(name, lambda: Encoder(path, section.chat, template))
+        policy = named(name, lambda: load_policy(model, quantization=section.quantization, device=device))
+        if adapter is not None:
+            named(name, lambda: _add_adapter(policy, adapter))
+        self._engine = TransformersEngine(policy, self._encoder.tokenizer)
         network = policy.transformer
         network.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        self._context: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        self._positions: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
@@ -63,8 +55,8 @@ class TransformersText:
         rows = max(1, sampling.batch_size // (sampling.num_beams if beams else distinct_samples(sampling)))
         for window in windows(requests, rows * WINDOW):
             prompts: list[tuple[Request, list[int]]] = []
-            for request, ids in zip(window, self._prompt_ids(window), strict=True):
-                ids = self._fits(ids, sampling) if isinstance(ids, list) else ids
+            encoded = self._encoder.fitting(window, sampling.max_new_tokens, self._positions)
+            for request, ids in zip(window, encoded, strict=True):
                 if isinstance(ids, str):
                     yield request, Answer([], [], 0, 0, error=ids)
                 else:
@@ -78,28 +70,9 @@ class TransformersText:
 
     def close(self) -> None:
         """Let go of the model's memory."""
-        del self._engine, self._renderer
+        del self._engine
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _prompt_ids(self, requests: Sequence[Request]) -> list[list[int] | str]:
-        """Each request's ids, or why the template cannot take it."""
-        try:
-            return list(self._renderer.batch_prompt_ids([r.prompt for r in requests]))
-        except DataError as error:
-            if len(requests) == 1:
-                return [str(error)]
-        return [ids for request in requests for ids in self._prompt_ids([request])]
-
-    def _fits(self, ids: list[int], sampling: TextSampling) -> list[int] | str:
-        if not ids:
-            return "an empty prompt"
-        if self._context is None or len(ids) + sampling.max_new_tokens <= self._context:
-            return ids
-        return (
-            f"the prompt's {len(ids)} tokens and max_new_tokens {sampling.max_new_tokens} "
-            f"are more than the model's {self._context} positions"
-        )
 
     def _samples(
         self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int
@@ -146,41 +119,10 @@ class TransformersText:
         return ids[: end + 1]
 
 
-def model_folder(name_or_path: str) -> str:
-    """Where a model's files are: a training run's folder means its `final/`."""
-    path = resolve(name_or_path)
-    final = Path(path) / "final"
-    return str(final) if final.is_dir() else path
-
-
-def template_of(
-    path: str, tokenizer: PreTrainedTokenizerBase, chat: Literal["auto", "chat", "plain"]
-) -> TemplateSection:
-    """How prompts are put to a model. `auto`: as it was trained here, else its chat template if it has one, else plain."""
-    if chat == "auto":
-        saved = saved_template(Path(path))
-        return saved or TemplateSection(kind="chat" if tokenizer.chat_template else "plain", add_eos=False)
-    if chat == "chat" and not tokenizer.chat_template:
-        raise RecipeError(f"chat: chat, but the tokenizer of {path} has no chat template; use chat: plain")
-    return TemplateSection(kind=chat, add_eos=False)
-
-
-def adapter_folder(path: str) -> str:
-    """A LoRA folder: itself, or the `adapter/` of a run or of its `final/`. Raises RecipeError where there is none."""
-    for folder in (Path(path), Path(path) / "adapter", Path(path) / "final" / "adapter"):
-        if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
-            return str(folder)
-    raise RecipeError(
-        f"adapter: no LoRA adapter in {path} (adapter_config.json with adapter_model.safetensors); "
-        "rlhf writes one to a run's final/adapter"
-    )
-
-
-def _add_adapter(policy: Policy, path: str) -> None:
+def _add_adapter(policy: Policy, folder: str) -> None:
     """Merge the adapter into the model, as `final/` is made; onto a 4-bit base, which cannot take it, lay it beside."""
     from peft import PeftModel
 
-    folder = adapter_folder(path)
     try:
         adapted = PeftModel.from_pretrained(policy.transformer, folder)
     except (ValueError, RuntimeError, KeyError) as error:

@@ -28,13 +28,14 @@ from rlhf.recipe.steps import MatchSection
 
 _PER_TASK = 20_000  # texts sketched by one task
 _CPUS = 0.25  # of a task: they wait on memory more than on the core
-_HEADS = ((0, np.uint64), (1, np.bool_))  # the first two outputs of `_sketch`
 
 
 def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
     """See `rlhf.data.dedup.dedup`. Raises SetupError where ray or numba is missing. Joins a running cluster, or starts Ray."""
     bands = choose_bands(step.threshold, step.num_perm)
     ray = _ray()
+    if not len(texts):
+        return Removals.of([])
     given = ray.put(_Given(texts.data, texts.offsets, order, step, bands, reference))
     count, parts = len(texts), max(2, len(texts) // _PER_TASK)
 
@@ -43,7 +44,7 @@ def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: i
 
     places = [np.arange(at, min(at + _PER_TASK, count)) for at in range(0, count, _PER_TASK)]
     sketched = [task(_sketch, 3)(given, part) for part in places]
-    content, short = (np.concatenate([*ray.get([s[k] for s in sketched]), np.zeros(0, d)]) for k, d in _HEADS)
+    content, short = (np.concatenate(ray.get([s[k] for s in sketched])) for k in (0, 1))
     first = _first_of_each(content, short, texts, step, order, reference)
     chosen = (first == np.arange(count)) & ~short
     shuffled = [

@@ -136,6 +136,17 @@ def test_hostile_candidates_never_decide(language: str) -> None:
     assert (rated, report["unparsed_rate"], report["unparsed"]) == ([], 1.0, 2 * len(rows))
 
 
+@pytest.mark.parametrize("rationale", [False, True])
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_a_judge_that_repeats_what_it_was_told_has_said_nothing(language: str, rationale: bool) -> None:
+    rows: list[Row] = [{"prompt": "q", "completions": ["a", "b"]}]
+    parrot = FakeEngine(lambda prompt: prompt)
+    assert judge(rows, parrot, language=language, rationale=rationale).report["unparsed_rate"] == 1.0
+    assert score(rows, parrot, language=language, rationale=rationale).report["unparsed_rate"] == 1.0
+    for choice in ("Verdict: A", "Verdict: tie"):
+        assert choice in parrot.prompts[0]
+
+
 def malformed(count: int) -> list[str]:
     """Answers near to a verdict, and not one; some of them well formed but for one character."""
     draws = random.Random(3)

@@ -92,6 +92,10 @@ def files_of(source: SourceSection) -> list[Path]:
 def identity(source: SourceSection) -> list[Path]:
     """Every file whose content decides what the source yields."""
     lists = [Path(values) for values in (source.where or {}).values() if isinstance(values, str)]
+    if is_on_hub(source):
+        from rlhf.data.readers.hub import hub_files
+
+        return [*hub_files(source), *lists]
     return [*files_of(source), *lists]
 
 

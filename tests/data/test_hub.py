@@ -111,3 +111,30 @@ def test_config_is_for_the_hub_only(tmp_path: Path) -> None:
         DataError, match="config: names a part of a data set of the hub; this is a local file or folder"
     ):
         list(read(SourceSection(path=str(tmp_path / "r.jsonl"), config="x"), Quarantine()))
+
+
+TOKENISE = """
+import json, sys
+from rlhf.data import dataset
+from rlhf.recipe.sections import DataSection, SourceSection
+from tests.tiny import tiny_tokenizer
+section = DataSection(train=[SourceSection(path="owner/pairs", split=sys.argv[1])])
+rows = dataset.tokenize(section, tiny_tokenizer(), dataset.KINDS["sft"])
+dataset.Renderer = None  # a second time is found, not made
+again = dataset.tokenize(section, tiny_tokenizer(), dataset.KINDS["sft"])
+print(json.dumps([len(rows.segments), rows.fingerprint, again.fingerprint]))
+"""
+
+
+def test_rows_of_the_hub_are_tokenised_once_and_by_their_content(tmp_path: Path) -> None:
+    settings = {"HF_HOME": str(tmp_path / "home"), "no_proxy": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+    with hub() as address:
+        environment = {**os.environ, **settings, "HF_ENDPOINT": address}
+        found = []
+        for split in ("train", "test"):
+            command = [sys.executable, "-c", TOKENISE, split]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert [count for count, *_ in found] == [4999, 1]
+    assert all(first == again for _, first, again in found) and found[0][1] != found[1][1]

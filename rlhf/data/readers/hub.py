@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Located, Quarantine
@@ -44,6 +45,11 @@ def hub_batches(source: SourceSection) -> Iterator[pa.RecordBatch]:
     """The split's Arrow batches of at most `BATCH_ROWS` rows."""
     for table in _load(source).with_format("arrow").iter(BATCH_ROWS):
         yield from table.to_batches()
+
+
+def hub_files(source: SourceSection) -> list[Path]:
+    """The local files in which the split's rows lie, once they have been fetched."""
+    return [Path(file["filename"]) for file in _load(source).cache_files]
 
 
 def _load(source: SourceSection) -> Any:

@@ -13,17 +13,19 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from datetime import date
 from math import ceil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.corpus import stored
 from benchmarks.dedup_peers import MAX_CHARS, SIZE, THRESHOLD, TOOLS
 from rlhf.data.dedup import Texts, jaccard, normalise, shingles
 
 RESULTS = Path(__file__).parent / "results"
+EXACT_TO = 100_000  # the largest size with precision and recall
 SLOW = ("reference",)  # once a size; it takes minutes
 
 
@@ -39,7 +41,7 @@ def run(folder: Path, sizes: list[int], peers_to: int, repeats: int) -> None:
                 if not (repeat and tool in SLOW):
                     measured[tool].append(_measure(tool, folder, count))
                     print(f"{count} {tool}: {count / measured[tool][-1]['cpu_s']:,.0f} docs/s", flush=True)
-        expected = exact_greedy(stored(folder, count)) if count <= peers_to else None
+        expected = exact_greedy(stored(folder, count)) if count <= max(peers_to, EXACT_TO) else None
         rows += [_row(count, runs, expected) for runs in measured.values()]
     for row in rows:
         beside = {r["tool"]: r["docs_per_cpu_s"] for r in rows if r["count"] == row["count"]}
@@ -72,15 +74,21 @@ def _row(count: int, runs: list[dict[str, Any]], expected: set[int] | None) -> d
 
 
 def exact_greedy(texts: Texts) -> set[int]:
-    """What keep-first by exact similarity drops. Two sets at the threshold share one of each one's rarest few shingles."""
-    sets = [shingles(normalise(text, MAX_CHARS), SIZE) for text in texts]
-    seen = Counter(s for own in sets[:: max(1, len(sets) // 5000)] for s in own)  # any fixed order will do
-    kept: dict[str, list[int]] = {}
+    """What keep-first by exact similarity drops. Two sets at the threshold share one of each one's rarest few shingles.
+
+    Shingles are Python's 64-bit hashes of strings: independent of the engines, and small enough for 100,000 texts.
+    """
+    sets = [np.fromiter(map(hash, shingles(normalise(text, MAX_CHARS), SIZE)), np.int64) for text in texts]
+    known, seen = np.unique(np.concatenate(sets[:: max(1, len(sets) // 5000)]), return_counts=True)
+    kept: dict[int, list[int]] = {}
     dropped = set()
     for index, own in enumerate(sets):
-        prefix = sorted(own, key=lambda s: (seen[s], s))[: len(own) - ceil(THRESHOLD * len(own)) + 1]
+        at = np.minimum(np.searchsorted(known, own), len(known) - 1)
+        rarity = np.where(known[at] == own, seen[at], 0)  # any order of all shingles will do
+        prefix = own[np.lexsort((own, rarity))[: len(own) - ceil(THRESHOLD * len(own)) + 1]].tolist()
         candidates = {other for s in prefix for other in kept.get(s, ())}
-        if any(jaccard(own, sets[other]) >= THRESHOLD for other in candidates):
+        mine = set(own.tolist()) if candidates else set()
+        if any(jaccard(mine, set(sets[other].tolist())) >= THRESHOLD for other in candidates):
             dropped.add(index)
         else:
             for s in prefix:

@@ -75,9 +75,20 @@ def test_guided_decoding_where_the_server_is_vllm() -> None:
 
 @pytest.mark.parametrize(
     ("text", "whole"),
-    [("tie", True), ("Because.\n\nA+", True), ("tie\nA+", True), ("A+ because", False), ("A+\n", False), ("AA", False)],
-)
+    [
+        ("Verdict: tie", True), ("Because.\n\nVerdict: A", True), ("Verd\nV\n\nVerdict: A", True),
+        ("Verdict A is\nVerdict: tie", True), ("Verdict: A.", False), ("Verdict: A because\nVerdict: A", False),
+        ("Verdict: A\n", False), ("Verdict: A\nVerdict: tie", False), ("Because.", False), ("\n" * 31 + "Verdict: A", False),
+    ],
+)  # fmt: skip
 def test_the_pattern_of_guided_decoding(text: str, whole: bool) -> None:
+    assert bool(re.fullmatch(last_line_pattern(["Verdict: A", "Verdict: tie"]), text)) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"), [("A+", True), ("Both.\ntie", True), ("A+ wins\ntie", False), ("AA", False)]
+)
+def test_the_pattern_of_choices_that_begin_differently(text: str, whole: bool) -> None:
     assert bool(re.fullmatch(last_line_pattern(["A+", "tie"]), text)) == whole
 
 

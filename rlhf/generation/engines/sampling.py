@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Literal, TypeVar
 
 from ...errors import RecipeError
@@ -59,8 +59,16 @@ def request_seed(seed: int, key: str, part: int = 0) -> int:
 
 
 def last_line_pattern(choices: list[str]) -> str:
-    """A regular expression, as guided decoding takes it: any lines, then a last one that is one of `choices`."""
-    return r"([^\n]*\n)*(" + "|".join(map(re.escape, choices)) + ")"
+    """A regular expression, as guided decoding takes it: a rationale of up to 30 lines, then a last one that is a choice.
+
+    A line that begins as every choice does ("Verdict: ") is the last, so the model cannot go on after it or bend it. Guided
+    decoding knows no look-ahead: lines that do not begin so are spelled out by the place where they leave the beginning.
+    """
+    begin = "".join(c[0] for c in takewhile(lambda column: len(set(column)) == 1, zip(*choices, strict=False)))
+    leaving = [f"{re.escape(begin[:i])}([^{re.escape(begin[i])}\\n][^\\n]*)?" for i in range(len(begin))]
+    if not begin:
+        leaving = [f"([^{''.join(re.escape(c) for c in sorted({choice[0] for choice in choices}))}\\n][^\\n]*)?"]
+    return f"(({'|'.join(leaving)})\\n){{0,30}}({'|'.join(map(re.escape, choices))})"
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -5,7 +5,6 @@ Each size in a process of its own, on rows that `stack_exchange` generates (kept
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -15,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.publish import publish
 from benchmarks.stack_exchange import generate
 
-SIZES = (10_000, 100_000, 1_000_000, 7_435_908)
 RECIPE = """
 method: data
 output_dir: {out}
@@ -34,7 +33,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     if not source.exists():
         generate(rows, source)
     recipe.write_text(RECIPE.format(out=out, rows=source))
-    child = [sys.executable, "-m", "benchmarks.build", "--child", str(recipe)]
+    child = [sys.executable, "-m", "benchmarks.build", str(recipe)]
     began = time.perf_counter()
     said = subprocess.run(child, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     wall = time.perf_counter() - began
@@ -51,29 +50,25 @@ def _child(recipe: str) -> None:
     print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}))
 
 
-def main(sizes: list[int], folder: Path) -> list[dict[str, Any]]:
-    """All sizes, each printed as it is done."""
+def run(sizes: list[int], folder: Path) -> None:
+    """Measure all sizes, print and write benchmarks/results/build.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for rows in sizes:
-        line = measure(rows, folder)
-        found.append(line)
-        per_row = line["cpu_s"] / rows * 1e6
-        print(
-            f"{rows:10,} rows  {line['wall_s']:7.1f} s  {line['cpu_s']:7.1f} CPU s  {per_row:6.1f} us a row  "
-            f"{line['peak_mb']:7,.0f} MB  {line['dropped']}",
-            flush=True,
+    found = [measure(rows, folder.resolve()) for rows in sizes]
+    lines = ["| rows | s | CPU s | us a row | peak MB | rows out | dropped |", "|---|---|---|---|---|---|---|"]
+    for line in found:
+        rows, cpu, out, dropped = (
+            line["rows"],
+            line["cpu_s"],
+            sum(line["splits"].values()),
+            sum(line["dropped"].values()),
         )
-    return found
+        lines.append(
+            f"| {rows:,} | {line['wall_s']:.1f} | {cpu:.1f} | {cpu / rows * 1e6:.1f} | {line['peak_mb']:,.0f} "
+            f"| {out:,} | {dropped:,} |"
+        )
+    head = "`rlhf data build` of rows like stack-exchange-paired in parquet: map, dedup by question (fast), split; a process each."
+    publish("build", head, lines, found)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sizes", type=int, nargs="*", default=SIZES)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/rlhf-benchmark"))
-    parser.add_argument("--child")
-    arguments = parser.parse_args()
-    if arguments.child:
-        _child(arguments.child)
-    else:
-        main(list(arguments.sizes), arguments.folder)
+    _child(sys.argv[1])

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.publish import publish
 from benchmarks.stack_exchange import generate
 from rlhf.data.columnar import convert_batch
 from rlhf.data.load import Stream
@@ -74,6 +75,9 @@ def _arrow(rows: pa.Table) -> pa.Table:
     return pa.table({"prompt": prompts, "chosen": rows["response_j"], "rejected": rows["response_k"]})
 
 
-if __name__ == "__main__":
-    for line in measure():
-        print(f"{line['way']:28} {line['rows_per_cpu_s']:12,.0f} rows per CPU second")
+def run(rows: int = ROWS, rounds: int = ROUNDS) -> None:
+    """Measure, print and write benchmarks/results/mapping.md."""
+    found = measure(rows, rounds)
+    head = f"Mapping {rows:,} rows like stack-exchange-paired; one thread, median of {rounds} interleaved rounds."
+    lines = [f"| {line['way']} | {line['rows_per_cpu_s']:,.0f} |" for line in found]
+    publish("mapping", head, ["| way | rows per CPU s |", "|---|---|", *lines], found)

@@ -27,7 +27,7 @@ def fragments() -> pa.Array:
     """Sentences and list items of the real questions and answers, 20 to 200 characters."""
     found: dict[str, None] = {}
     for path in sorted(REAL.glob("*_pairs.jsonl.gz")):
-        for line in gzip.open(path, "rt", encoding="utf-8"):
+        for line in gzip.decompress(path.read_bytes()).splitlines():
             row = json.loads(line)
             for name in ("question", "response_j", "response_k"):
                 for part in re.split(r"(?<=[.!?])\s+|\n+", row[name]):

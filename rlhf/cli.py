@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from . import __version__
-from .cli_common import Debug, Overrides, RecipeFile, carry_out, console, reported
+from .cli_common import Debug, Overrides, RecipeFile, carry_out, console, refuse_other_methods, reported
 from .cli_data import data_app
 from .errors import RecipeError
 
 if TYPE_CHECKING:
-    from .recipe.schema import AnyRecipe
+    from .recipe.schema import AnyRecipe, GenerateRecipe
 
 app = typer.Typer(
     help="From human rankings to a preference-tuned model: data, SFT, reward, PPO, DPO, evaluation.",
@@ -43,6 +43,17 @@ Version = Annotated[
     bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.", show_default=False)
 ]
 
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="NAMES",
+        help="Print what the first prompts give by these strategies: "
+        "greedy,beam:4,sample,topk:50,topp:0.9,minp:0.05,penalty,norepeat",
+        show_default=False,
+    ),
+]
+
 
 @app.callback()
 def options(version: Version = False, debug: Debug = False) -> None:
@@ -58,9 +69,21 @@ def train(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
 
 
 @app.command("generate")
-def generate_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
-    """Sample completions of prompts and score them."""
-    carry_out(("generate",), recipe, overrides, debug)
+def generate_command(
+    recipe: RecipeFile, overrides: Overrides = None, compare: Compare = None, debug: Debug = False
+) -> None:
+    """Sample completions of prompts and score them; or compare decoding strategies, and write nothing."""
+    if compare is None:
+        carry_out(("generate",), recipe, overrides, debug)
+        return
+    with reported(debug):
+        from .recipe.loader import read
+
+        loaded = read(recipe, overrides or ())
+        refuse_other_methods(("generate",), recipe, loaded)
+        from .generation.compare import compare as compare_strategies
+
+        compare_strategies(compare, cast("GenerateRecipe", loaded.recipe), console())
 
 
 @app.command("eval")

@@ -41,14 +41,15 @@ def carry_out(command: tuple[str, ...], path: Path, overrides: list[str] | None,
         from .run import run_recipe, stop_on_sigterm
 
         loaded = read(path, overrides or ())
-        _refuse_other_methods(command, path, loaded)
+        refuse_other_methods(command, path, loaded)
         stop_on_sigterm()
         run_recipe(loaded.recipe)
         if is_main_process():
             typer.echo(f"done: {loaded.recipe.output_dir}")
 
 
-def _refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -> None:
+def refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -> None:
+    """Raise RecipeError for a recipe that another command runs; it says which."""
     from .run import command as command_of
 
     method = loaded.recipe.method

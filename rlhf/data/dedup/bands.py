@@ -16,8 +16,8 @@ from rlhf.errors import RecipeError
 
 FOUND = 0.999
 
-# The work of one text, in units of one sketch value (about 4 ns): a band's lookup and insertion; confirming a candidate;
-# and how many strangers a text meets, at which similarity. Measured on English and Korean prompts; only ratios matter.
+# The work of one text, in units of one sketch value (a few ns): a band's lookup and insertion; confirming a candidate; and how
+# many strangers a text meets, at which similarity. Round numbers of the right size: they only choose among plans that all find.
 _LOOKUP, _CONFIRM, _STRANGERS, _STRANGE = 10.0, 1000.0, 1e6, 0.04
 
 

@@ -1,4 +1,4 @@
-"""The `fast` engine without numba: the same sketches, buckets and decisions in NumPy and Python, some 50 times slower.
+"""The `fast` engine without numba: the same sketches, buckets and decisions in NumPy and Python, some 40 times slower.
 
 Used where numba is not installed, and as the independent second writing that the kernels are tested against. Greedy,
 keep-first: texts are considered in order, and one goes when it matches a text that was kept before it.

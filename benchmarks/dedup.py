@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,9 +21,9 @@ import numpy as np
 
 from benchmarks.corpus import stored
 from benchmarks.dedup_peers import MAX_CHARS, SIZE, THRESHOLD, TOOLS
+from benchmarks.publish import RESULTS, machine
 from rlhf.data.dedup import Texts, jaccard, normalise, shingles
 
-RESULTS = Path(__file__).parent / "results"
 EXACT_TO = 100_000  # the largest size with precision and recall
 SLOW = ("reference",)  # once a size; it takes minutes
 
@@ -46,7 +45,7 @@ def run(folder: Path, sizes: list[int], peers_to: int, repeats: int) -> None:
     for row in rows:
         beside = {r["tool"]: r["docs_per_cpu_s"] for r in rows if r["count"] == row["count"]}
         row["times_reference"] = row["docs_per_cpu_s"] / beside["reference"] if "reference" in beside else None
-    report = {"date": str(date.today()), "machine": _machine(), "repeats": repeats, "rows": rows}
+    report = {"date": str(date.today()), "machine": machine(), "repeats": repeats, "rows": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "dedup.json").write_text(json.dumps(report, indent=1) + "\n")
     (RESULTS / "dedup.md").write_text(table(report))
@@ -128,10 +127,3 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def _machine() -> str:
-    model = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
-    )
-    return f"{model or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -159,6 +159,7 @@ class Run:
         title = f"{lane.engine}{f', round {round + 1}' if round else ''}"
         choices = None if lane.choices is None else list(lane.choices)
         done = tokens = 0
+        self.progress(title, 0, waiting, 0)
         engine = self.engine(lane.engine)
         for request, answer in engine.answers(requests(), lane.sampling, seed=self.seed, choices=choices):
             if out.pop(request.key, None) is None:

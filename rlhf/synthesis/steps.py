@@ -196,14 +196,13 @@ class _Progress:
 
     def __init__(self, step: str) -> None:
         self._step = step
-        self._title = ""
         self._began = self._said = 0.0
 
     def __call__(self, title: str, done: int, total: int, tokens: int) -> None:
         now = time.monotonic()
-        if title != self._title or done == 1:
-            self._title, self._began, self._said = title, now, now
-        if done < total and now - self._said < SAY_SECONDS:
+        if not done:
+            self._began = self._said = now
+        if not done or (done < total and now - self._said < SAY_SECONDS):
             return
         self._said = now
         seconds = max(now - self._began, 1e-9)

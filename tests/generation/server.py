@@ -40,6 +40,7 @@ class FakeServer(ThreadingHTTPServer):
         self.ignores_n = False
         self.refuses: set[str] = set()
         self.open: list[Any] = []
+        self.elsewhere = ""
 
     @property
     def base_url(self) -> str:
@@ -177,6 +178,7 @@ FAULTS: dict[str, Fault] = {
     "max_completion_tokens": lambda h, b: h.reply(
         400, {"error": {"message": "Use 'max_completion_tokens' instead.", "param": "max_tokens"}}
     ),
+    "redirect": lambda h, _: h.reply(307, b"", {"Location": h.server.elsewhere}),
     "garbage": lambda h, _: h.reply(200, b"\xff\xfe\x00 not json"),
     "half json": _half_json,
     "not an object": lambda h, _: h.reply(200, [1, 2]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -254,3 +256,13 @@ def test_waits_grow_and_stay_bounded() -> None:
 )  # fmt: skip
 def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert retry_after(header, now=lambda: 60.0) == seconds
+
+
+def test_asking_a_server_loads_neither_torch_nor_pyarrow() -> None:
+    code = (
+        "import sys; from rlhf.generation.engines import open_engine; from rlhf.recipe.synthesis import OpenaiSection\n"
+        "open_engine(OpenaiSection(engine='openai', base_url='http://x/v1', model='m'), name='n').close()\n"
+        "print([m for m in ('torch', 'transformers', 'pyarrow', 'vllm') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from rlhf.generation.text import Answer, Request
 from rlhf.recipe.synthesis import OpenaiSection, TextSampling
 from tests.generation.server import FAULTS, FakeServer, answer_to, serving
 
-PASSING = [f for f in FAULTS if f not in ("400", "403", "quota", "max_completion_tokens")]
+PASSING = [f for f in FAULTS if f not in ("400", "403", "quota", "redirect", "max_completion_tokens")]
 SLOW = ("hang", "drip")
 KEY = "sk-very-secret-0123456789"
 
@@ -121,15 +121,13 @@ def test_nobody_there() -> None:
 
 
 def test_a_server_that_dies_ends_the_run_instead_of_failing_every_row() -> None:
-    engine = None
     with serving() as server:
         engine = open_engine(section_for(server, max_retries=1, concurrency=4), name="teacher")
         answers = engine.answers((Request(str(i), str(i)) for i in range(100_000)), TextSampling(), seed=0)
         got = [next(answers) for _ in range(10)]
         assert all(a.error is None for _, a in got)
     with pytest.raises(SetupError, match="nothing answers"):
-        for _, answer in answers:
-            got.append((_, answer))
+        got.extend(answers)
     assert len(got) < 100
 
 
@@ -149,6 +147,26 @@ def test_the_key_is_written_nowhere(
     written += [repr(engine), repr(section_for("http://127.0.0.1:9/v1", api_key_env="TEACHER_KEY"))]
     written += [*capfd.readouterr(), caplog.text]
     assert not [text for text in written if KEY in text or KEY[:12] in text]
+
+
+def test_a_redirect_is_not_followed_so_the_key_goes_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_KEY", KEY)
+    with serving() as other, serving(lambda prompt, tried: "redirect", key=KEY) as server:
+        server.elsewhere = f"{other.base_url}/chat/completions"
+        answer = ask(server, ["x"], api_key_env="TEACHER_KEY")["x"]
+        assert str(answer.error).startswith("HTTP 307")
+        assert other.connections == 0 and server.tries.total() == 1
+
+
+def test_the_environments_proxy_is_used_but_not_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as proxy, serving() as server:
+        monkeypatch.setenv("http_proxy", proxy.base_url.removesuffix("/v1").replace("http://", "http://me:pw@"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        ask(server, ["near"])
+        assert proxy.connections == 0
+        assert ask("http://models.test/v1", ["far"])["far"].texts == [answer_to("far")]
+        assert proxy.paths == {"http://models.test/v1/chat/completions": 1}
+        assert server.tries == {"near": 1}
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "two words", "sk-line\nbreak", "klé"])

@@ -131,9 +131,9 @@ class OpenaiServer:
                 if tries > self._section.max_retries or run.client.closed.is_set():
                     self._give_up(run, fault)
                     raise
-                if fault.wait is not None:
+                if fault.wait:
                     run.pace.hold(fault.wait)
-                run.client.closed.wait(backoff(tries) if fault.wait is None else fault.wait)
+                run.client.closed.wait((fault.wait or 0.0) + backoff(tries))  # never all at once when the time is up
             else:
                 run.unanswered = 0
                 return choices, tries

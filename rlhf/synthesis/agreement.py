@@ -14,7 +14,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.formats.instructions import instruction_prompt
 from ..data.load import Stream
 from ..data.rows import Quarantine, Text, grades_of
 from ..data.sources import read
@@ -58,8 +57,9 @@ def pandalm(path: str | Path) -> list[VotedPair]:
         if any(isinstance(vote, bool) or vote not in _PANDALM for vote in said):
             raise located.error(f"votes must be 0, 1 or 2: {said}", "annotator1")
         votes = tuple(_PANDALM[vote] for vote in said)
-        first, second = (str(fields.get(f"response{n}")) for n in (1, 2))  # an empty answer was voted on too
-        pairs.append(VotedPair(instruction_prompt(fields), first, second, votes))
+        asked = [str(fields.get(name)) for name in ("instruction", "input") if fields.data.get(name)]
+        first, second = (str(fields.get(f"response{n}")) for n in (1, 2))  # empty ones were voted on too
+        pairs.append(VotedPair("\n\n".join(asked), first, second, votes))
     return pairs
 
 

@@ -115,6 +115,13 @@ def test_requests_are_read_as_places_come_free_and_a_run_may_be_left(vllm: Any) 
     assert len(ask(engine, QUESTIONS, GREEDY)) == 4
 
 
+def test_seeded_prompts_of_more_tokens_than_one_step_takes(vllm: Any) -> None:
+    """On a CPU, vLLM fails when it splits a seeded request's prompt; it must not be let."""
+    prompts = [f"{i} " + "sea " * 400 for i in range(24)]
+    answers = ask(vllm(), prompts, TextSampling(temperature=1.0, max_new_tokens=2))
+    assert all(a.error is None and a.completion_tokens for a in answers.values())
+
+
 def test_an_adapter(vllm: Any, ours: Any, adapter: Path) -> None:
     """The adapter changes the answers; beside the base (vLLM) and merged into it (ours) it says nearly the same."""
     base = ask(vllm(), QUESTIONS, GREEDY)

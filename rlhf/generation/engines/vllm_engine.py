@@ -10,10 +10,13 @@ import gc
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...errors import RecipeError, SetupError
 from ...recipe.synthesis import TextSampling, VllmSection
@@ -133,6 +136,9 @@ def engine_options(section: VllmSection, adapter: str | None) -> dict[str, Any]:
         options["max-model-len"] = section.max_model_len
     if section.quantization is not None:
         options["quantization"] = section.quantization
+    if not torch.cuda.is_available() and shutil.which("nvidia-smi") is None:
+        # on a CPU, vLLM 0.30 fails when it splits a seeded request's prompt: CPU generators cannot be wound back
+        options["enable-chunked-prefill"] = False
     if section.enforce_eager:
         options["enforce-eager"] = True
     if adapter is not None:

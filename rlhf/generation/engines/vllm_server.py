@@ -136,7 +136,10 @@ class VllmServer:
 def _arguments(section: VllmSection, path: str, adapter: str | None, port: int) -> list[str]:
     arguments = ["--model", path, "--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port)]
     for key, value in engine_options(section, adapter).items():
-        arguments += [f"--{key}"] if value is True else [f"--{key}", str(value)]
+        if isinstance(value, bool):
+            arguments.append(f"--{key}" if value else f"--no-{key}")
+        else:
+            arguments += [f"--{key}", str(value)]
     return arguments if adapter is None else [*arguments, "--lora-modules", f"adapter={adapter}"]
 
 

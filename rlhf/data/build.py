@@ -7,25 +7,22 @@
 
 The rows go through a file (`blocks.Spill`), so memory does not grow with their number. The balance is asserted, not hoped for: sources
 and dedup and split have rows_in = rows_out + dropped; `pairs` expands, so it has rankings_in = rankings_with_pairs +
-rankings_without_pairs and candidate_pairs = pairs_out + dropped_pairs; and in all, rows_in + expanded = rows_out + dropped. Files
-are written aside and renamed: a failed build leaves the last one's.
+rankings_without_pairs and candidate_pairs = pairs_out + dropped_pairs; and in all, rows_in + expanded = rows_out + dropped. The
+folder is the last build's until the new one is whole (`output.replacing`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.blocks import Rows, Spill, to_rows
 from rlhf.data.load import Stream
-from rlhf.data.output import show, write_side
+from rlhf.data.output import refuse_own_rows, replacing, show, write_side
 from rlhf.data.rankings import pairs_of
 from rlhf.data.rows import Located, Quarantine
 from rlhf.data.split import split_rows
@@ -37,8 +34,6 @@ from rlhf.recipe.steps import DataStep, PairsStep, SplitStep
 # the recipe's folder and seed; returns its report, in which rows_in + expanded = rows_out + dropped
 ModelSteps = Callable[[DataStep, int, Rows, Spill, Path, int], dict[str, Any]]
 
-OUTPUTS = ("report.json", "train", "test", "quarantine.jsonl", "removed.jsonl")  # the report goes first and comes last
-
 
 def build(recipe: DataRecipe, model_steps: ModelSteps | None = None) -> dict[str, Any]:
     """Run the recipe's sources and steps, write the folder, and return the report.
@@ -46,10 +41,11 @@ def build(recipe: DataRecipe, model_steps: ModelSteps | None = None) -> dict[str
     `model_steps` carries out the steps that ask models; `rlhf.synthesis.build` brings it along.
 
     Raises DataError when no row is left, for rows of different kinds, for a step that its rows do not fit, and with `strict` for
-    the first row that cannot be used.
+    the first row that cannot be used; RecipeError for sources that are this build's own files, and while another build writes there.
     """
     split = _split_of(recipe)
-    with _aside(Path(recipe.output_dir)) as (new, scratch):
+    refuse_own_rows(recipe)
+    with replacing(Path(recipe.output_dir)) as (new, scratch):
         with (new / "quarantine.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as sink:
             stream = Stream(recipe.sources, seed=recipe.seed, quarantine=Quarantine(strict=recipe.strict, sink=sink))
             spill = Spill(scratch / "sources")
@@ -174,28 +170,3 @@ def _summary(
         "sources": stream.sources,
         "steps": steps,
     }
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Hidden folders to write the new files and the scratch files into; then the old files go and the new take their names.
-
-    Leftovers of a build that was killed are removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".build-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside = folder / f".build-{os.getpid()}"
-    new, old, scratch = aside / "new", aside / "old", aside / "scratch"
-    for part in (new, old, scratch):
-        part.mkdir(parents=True)
-    try:
-        yield new, scratch
-        for name in filter(lambda n: (folder / n).exists(), OUTPUTS):
-            (folder / name).rename(old / name)
-        for name in filter(lambda n: (new / n).exists(), reversed(OUTPUTS)):
-            (new / name).rename(folder / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not any(folder.iterdir()):  # a failed first build leaves nothing
-            folder.rmdir()

@@ -70,7 +70,7 @@ def columns_for(format: Format, source: SourceSection, schema: pa.Schema) -> lis
     if group is None:
         return found
     kind = schema.field(group).type if group in schema.names else pa.null()
-    return [*found, group] if _is_text(kind) or pa.types.is_integer(kind) else None
+    return list(dict.fromkeys([*found, group])) if _is_text(kind) or pa.types.is_integer(kind) else None
 
 
 def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) -> Converted:
@@ -78,9 +78,10 @@ def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) 
     names = dict(source.columns or {})
     plan = PLANS[format]
     raw = {name: batch.column(names.get(around.column, around.column)) for name, around in plan.items()}
-    group = source.group or names.get("qid", "qid")  # in the batch only where `columns_for` found that it groups
+    plain = {names.get(around.column, around.column) for around in plan.values()}
+    group = source.group or next((name for name in batch.schema.names if name not in plain), None)
     texts = list(raw.values())
-    if group in batch.schema.names and _is_text(batch.schema.field(group).type):
+    if group is not None and _is_text(batch.schema.field(group).type):
         texts.append(batch.column(group))
     if not all(map(_is_unicode, texts)):
         return Converted({}, np.empty(0, dtype=np.int64), np.arange(batch.num_rows))
@@ -89,13 +90,13 @@ def convert_batch(batch: pa.RecordBatch, format: Format, source: SourceSection) 
         doubt |= _suspect(column)
     if "chosen" in raw:
         doubt |= pc.fill_null(pc.equal(raw["chosen"], raw["rejected"]), True).to_numpy(zero_copy_only=False)
-    if source.group:
+    if source.group:  # rows without their group are refused only where one was asked for
         doubt |= batch.column(source.group).is_null().to_numpy(zero_copy_only=False)
     good, doubtful = np.flatnonzero(~doubt), np.flatnonzero(doubt)
     if len(doubtful):
         raw = {name: column.take(pa.array(good)) for name, column in raw.items()}
     columns = {name: _around(column, plan[name]) for name, column in raw.items()}
-    if group in batch.schema.names:
+    if group is not None:
         values = batch.column(group).cast(pa.string())
         columns["group"] = values.take(pa.array(good)) if len(doubtful) else values
     return Converted(columns, good, doubtful)

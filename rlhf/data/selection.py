@@ -65,13 +65,20 @@ def as_text(value: Any) -> str | None:
     """A raw value as `where` and `group` compare it."""
     if value is None or isinstance(value, str):
         return value
-    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, bool | float | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)  # a number, or a date of a table
 
 
 def own_group(names: Collection[str], columns: Mapping[str, str]) -> str | None:
-    """The column by which a file's rows are grouped unasked: a Stack Exchange pair belongs to its question, whatever format it is read in."""
+    """The column by which a file's rows are grouped unasked, whatever format they are read in, if any.
+
+    A Stack Exchange pair belongs to its question; and a folder that `build` wrote has a column `group`.
+    """
     qid = columns.get("qid", "qid")
-    return qid if qid in names and columns.get("response_j", "response_j") in names else None
+    if qid in names and columns.get("response_j", "response_j") in names:
+        return qid
+    return "group" if "group" in names and "prompt" in names and "group" not in columns.values() else None
 
 
 def _by_its_own(located: Located, columns: Mapping[str, str]) -> Located:

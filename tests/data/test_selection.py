@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,16 @@ def test_zephyr_pairs_have_their_prompt_twice(tmp_path: Path) -> None:
     loaded = load_one(lines(tmp_path / "r.jsonl", [data, data | {"prompt": "other"}]), format="preference")
     assert [r.data for r in loaded.rows] == [{"prompt": [user], "chosen": [good], "rejected": [bad]}]
     assert loaded.dropped == {"prompt: is none of the messages that chosen starts with": 1}
+
+
+def test_dates_and_other_values_of_a_table_are_compared_as_they_are_written(tmp_path: Path) -> None:
+    day = datetime(2026, 11, 22, 8, 30)
+    table = pa.table(
+        {"prompt": ["a", "b"], "completion": ["x", "y"], "day": [day, day + timedelta(1)], "ok": [True, False]}
+    )
+    pq.write_table(table, path := tmp_path / "t.parquet")
+    for where in ({"day": ["2026-11-22 08:30:00"]}, {"ok": ["true"]}):
+        rows, _ = read_all(path, where=where)
+        assert [row.data["prompt"] for row in rows] == ["a"]
+    rows, _ = read_all(path, group="day")
+    assert [row.group for row in rows] == ["2026-11-22 08:30:00", "2026-11-23 08:30:00"]

@@ -27,7 +27,8 @@ Kind = Literal["demonstration", "preference", "ranking", "unpaired", "prompt"]
 Message = dict[str, str]
 Text = str | list[Message]
 Row = dict[str, Any]
-BLOCK_ROWS = 8192  # rows handled at once
+BLOCK_ROWS = 8192  # rows handled at once,
+BLOCK_CHARACTERS = 1 << 25  # or so many characters of text
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,23 @@ def flat(value: Any) -> str:
 
 
 def chunks(rows: Iterable[Located], size: int = BLOCK_ROWS) -> Iterator[list[Located]]:
-    """Rows in lists of at most `size`."""
+    """Rows in lists of at most `size`, and of few where they are long: a list takes `BLOCK_CHARACTERS` and one row at most."""
     chunk: list[Located] = []
+    room = BLOCK_CHARACTERS
     for row in rows:
         chunk.append(row)
-        if len(chunk) == size:
+        room -= _size(row.data)
+        if len(chunk) == size or room <= 0:
             yield chunk
-            chunk = []
+            chunk, room = [], BLOCK_CHARACTERS
     if chunk:
         yield chunk
+
+
+def _size(value: Any) -> int:
+    """Characters of all texts in a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0

@@ -33,7 +33,9 @@ def held_out(places: np.ndarray[Any, np.dtype[np.float64]], share: float) -> np.
     """
     low, high = float(places.min()), float(places.max())
     if low == high:
-        raise DataError("split", "needs two different prompts at least to have two sides, there is 1")
+        raise DataError(
+            "split", "needs two different prompts (or groups, where it goes by those) to have two sides, there is 1"
+        )
     test: np.ndarray[Any, np.dtype[np.bool_]] = places < share
     if not test.any():
         test = places == low

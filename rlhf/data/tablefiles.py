@@ -6,6 +6,7 @@ Memory is that of one batch: files are read by streaming, and only the columns t
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,18 @@ from rlhf.errors import DataError
 
 SUFFIXES = (".parquet", ".arrow")
 BATCH_ROWS = 4096
+BATCH_BYTES = 1 << 26
+# what pyarrow raises for values that Python cannot hold: bytes that are no UTF-8, times out of range, unknown zones
+_NOT_IN_PYTHON = (ValueError, OverflowError, pa.ArrowNotImplementedError)
+_BROKEN = (
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    pa.ArrowTypeError,
+    pa.ArrowKeyError,
+    OSError,
+    EOFError,
+    zlib.error,
+)
 ROWS_AT_ONCE = 128  # made into Python objects together; who looks at the first rows only pays for few
 
 
@@ -29,30 +42,34 @@ def is_table(path: Path) -> bool:
 
 
 def table_schema(path: Path) -> pa.Schema:
-    """The file's columns and types. Raises DataError for a file that is not what its name says."""
+    """The file's columns and types. Raises DataError for a file that is not what its name says, or has two columns of one name."""
     with _opened(path) as file, _reported(path):
         if _suffix(path) == ".parquet":
-            return pq.read_schema(file)
+            return _checked(pq.read_schema(file), path)
         try:
-            return pa.ipc.open_stream(file).schema
+            return _checked(pa.ipc.open_stream(file).schema, path)
         except pa.ArrowInvalid:
             file.seek(0)
-            return pa.ipc.open_file(file).schema
+            return _checked(pa.ipc.open_file(file).schema, path)
 
 
 def table_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The file's batches, of some columns or of all. Raises DataError for a file that is broken or not what its name says."""
+    """The file's batches, of some columns or of all. Raises DataError as `table_schema` does, and for a file that is broken."""
     names = list(columns) if columns is not None else None
     with _opened(path) as file, _reported(path):
         if _suffix(path) == ".parquet":
-            yield from pq.ParquetFile(file).iter_batches(BATCH_ROWS, columns=names, use_threads=False)
+            table = pq.ParquetFile(file)
+            _checked(table.schema_arrow, path)
+            yield from table.iter_batches(_batch_rows(table.metadata), columns=names, use_threads=False)
             return
         try:
-            batches: Any = pa.ipc.open_stream(file)  # what `datasets` writes
+            reader: Any = pa.ipc.open_stream(file)  # what `datasets` writes
+            batches: Any = reader
         except pa.ArrowInvalid:
             file.seek(0)
             reader = pa.ipc.open_file(file)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        _checked(reader.schema, path)
         for batch in batches:
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 part = batch.slice(start, BATCH_ROWS)
@@ -64,8 +81,9 @@ def read_table(path: Path, quarantine: Quarantine) -> Iterator[Located]:
     row = 1
     for batch in (b.slice(at, ROWS_AT_ONCE) for b in table_batches(path) for at in range(0, b.num_rows, ROWS_AT_ONCE)):
         try:
-            rows: Sequence[dict[str, Any] | None] = batch.to_pylist()
-        except UnicodeDecodeError:
+            rows: Sequence[dict[str, Any] | str] = batch.to_pylist()
+        except _NOT_IN_PYTHON:
+            batch = _as_numbers(batch)
             rows = [_row_at(batch, i) for i in range(batch.num_rows)]
         for data in rows:
             yield from _accept(data, path, row, quarantine)
@@ -76,25 +94,59 @@ def rows_at(
     batch: pa.RecordBatch, indices: Sequence[int], path: Path, first: int, quarantine: Quarantine
 ) -> Iterator[Located]:
     """Some rows of a batch whose row 0 is the file's row `first`, as `read_table` gives them."""
+    batch = _as_numbers(batch)
     for index in indices:
         yield from _accept(_row_at(batch, index), path, first + index, quarantine)
 
 
-def _accept(data: dict[str, Any] | None, path: Path, row: int, quarantine: Quarantine) -> Iterator[Located]:
+def _accept(data: dict[str, Any] | str, path: Path, row: int, quarantine: Quarantine) -> Iterator[Located]:
+    """The row; a text instead of one is the reason why there is none."""
     quarantine.rows_in += 1
-    field, reason = flaw(data) if data is not None else (None, "not valid Unicode")
-    if data is None or reason:
+    field, reason = (None, data) if isinstance(data, str) else flaw(data)
+    if isinstance(data, str) or reason:
         quarantine.add(str(path), row, field, reason or "")
     else:
         yield Located(str(path), row, data)
 
 
-def _row_at(batch: pa.RecordBatch, index: int) -> dict[str, Any] | None:
+def _row_at(batch: pa.RecordBatch, index: int) -> dict[str, Any] | str:
     try:
         row: dict[str, Any] = batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError:
-        return None
+        return "not valid Unicode"
+    except _NOT_IN_PYTHON as error:
+        return f"holds a value that Python cannot: {error}"
     return row
+
+
+def _as_numbers(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with the columns of times that Python has no value for (the year 60000, an unknown time zone) as whole numbers.
+
+    No format reads a time, so that such a column is no reason to lose the row.
+    """
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_temporal(column.type):
+            try:
+                column.to_pylist()
+            except _NOT_IN_PYTHON:
+                column = column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
+        columns[name] = column
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _batch_rows(about: pq.FileMetaData) -> int:
+    """Rows to read at once, so that a batch of a file with long rows takes no more room than one with short ones."""
+    groups = (about.row_group(i) for i in range(about.num_row_groups))
+    longest = max((g.total_byte_size // max(g.num_rows, 1) for g in groups), default=0)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(longest, 1)))
+
+
+def _checked(schema: pa.Schema, path: Path) -> pa.Schema:
+    if len(set(schema.names)) < len(schema.names):
+        twice = next(name for name in schema.names if schema.names.count(name) > 1)
+        raise DataError(str(path), "two columns have this name", field=twice)
+    return schema
 
 
 def _suffix(path: Path) -> str:
@@ -119,5 +171,7 @@ class _reported:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, pa.ArrowInvalid | OSError | EOFError | zlib.error):
+        if isinstance(error, OSError) and error.errno and not isinstance(error, gzip.BadGzipFile):
+            raise DataError(str(self.path), f"cannot be read: {os.strerror(error.errno)}") from error
+        if isinstance(error, _BROKEN):
             raise DataError(str(self.path), f"not a whole {_suffix(self.path)[1:]} file: {error}") from error

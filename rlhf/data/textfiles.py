@@ -19,36 +19,50 @@ BROKEN_OFF = "the gzip stream breaks off here, what follows is lost"
 _BUFFER = 1 << 18
 
 
-class _Tolerant(io.RawIOBase):
-    """What a gzip file unpacks to; a stream that breaks off ends here quietly, and says why in `broken`."""
+class _Bytes(io.RawIOBase):
+    """A file's bytes, unpacked where it is gzipped; a gzip stream that breaks off ends here quietly, and says why in `broken`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
         self.broken: str | None = None
-        self._file = gzip.GzipFile(path)
+        try:
+            self._file: Any = gzip.GzipFile(path) if path.suffix == ".gz" else io.FileIO(path)
+        except OSError as e:
+            raise self._unreadable(e) from e
+        self._read = getattr(self._file, "read1", self._file.read)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = self._file.read1(len(buffer))
+            data = self._read(len(buffer))
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
             self.broken, data = str(e), b""
+        except OSError as e:
+            raise self._unreadable(e) from e
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
-        self._file.close()
+        if hasattr(self, "_file"):
+            self._file.close()
         super().close()
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(self.name, f"cannot be read: {error.strerror or error}")
 
 
 class TextFile:
-    """A text file open for reading. Bytes that are not UTF-8 become lone surrogates, which `flaw` finds."""
+    """A text file open for reading. Bytes that are not UTF-8 become lone surrogates, which `flaw` finds.
+
+    Raises DataError for a file that cannot be read, on opening or later, and for UTF-16.
+    """
 
     def __init__(self, path: Path, name: str, quarantine: Quarantine) -> None:
         self.name, self.quarantine = name, quarantine
-        self._unpacked = _Tolerant(path) if path.suffix == ".gz" else None
-        buffered = io.BufferedReader(self._unpacked or io.FileIO(path), _BUFFER)
+        self._bytes = _Bytes(path, name)
+        buffered = io.BufferedReader(self._bytes, _BUFFER)
         start = buffered.peek(3)[:3]
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             buffered.close()
@@ -66,7 +80,7 @@ class TextFile:
     @property
     def broken(self) -> str | None:
         """Why the stream broke off, once its end has been read."""
-        return self._unpacked.broken if self._unpacked else None
+        return self._bytes.broken
 
     def reject(self, row: int | None, reason: str, field: str | None = None) -> None:
         """Count a row in and set it aside."""

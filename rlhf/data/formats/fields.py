@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rlhf.data.rows import Located, Row, text_of
@@ -83,9 +84,10 @@ class Fields:
             yield item
 
     def number(self, field: str, value: Any) -> float:
-        """A finite number; a CSV cell holds it as text."""
+        """A finite number; a CSV cell holds it as text, a table perhaps as a decimal."""
         try:
-            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+            is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
+            number = float(value) if is_number else math.nan
         except (ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):

@@ -1,7 +1,7 @@
 """Where tokenised rows are kept, and the key they are kept under.
 
 The key holds everything that tokens and report depend on: the content of every source file, how the recipe reads it, the tokenizer, the
-template, the limits, the seed, and the code of this package that turns one into the other. TRL's cache of reference log-probabilities leaves
+template, the limits, the seed, and the code, ours and the libraries', that turns one into the other. TRL's cache of reference log-probabilities leaves
 some of that out and has a hit where it should not; a row too many in the key costs a second tokenisation, one too few a wrong run.
 
 `$RLHF_TOKENS`, else `tokens` in the cache folder (see `rlhf.cache`). `rlhf data cache` lists and cleans it.
@@ -18,16 +18,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import __version__, cache, manifest
 from rlhf.data.sources import identity
 from rlhf.data.tokens import TokenFolder
+from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection, TemplateSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SETTLED = 2.0  # seconds: coarser than any file system's clock
 
 
 def root() -> Path:
@@ -45,19 +49,29 @@ def token_folder(
 ) -> TokenFolder:
     """The folder for these rows, made by `make(empty_folder)` unless it is there. What `make` raises passes through.
 
-    A process that wants the folder while another makes it waits for that one. Raises SetupError when the cache cannot be written.
+    A process that wants the folder while another makes it waits for that one. Raises SetupError when the cache cannot be written, and
+    DataError for a file that cannot be read, or that changed under the hands of `make`: its rows would be kept under the old content's key.
     """
+    contents = _contents(sources)
     key = {
         "version": __version__,
         "code": _code(),
+        "libraries": _libraries(),
         "tokenizer": _tokenizer(tokenizer),
         "template": template.model_dump(),
         "seed": seed,
         "what": dict(what),
-        "sources": [[source.model_dump(), [_file(name) for name in identity(source)]] for source in sources],
+        "sources": [[source.model_dump(), files] for source, files in zip(sources, contents, strict=True)],
     }
+
+    def make_from_these(folder: Path) -> None:
+        make(folder)
+        for source, before, now in zip(sources, contents, _contents(sources), strict=True):
+            if now != before:
+                raise DataError(source.path, "changed while its rows were tokenised; run this again once it is written")
+
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return TokenFolder(cache.folder(name, __version__, make, parent=root(), quiet=True))
+    return TokenFolder(cache.folder(name, __version__, make_from_these, parent=root(), quiet=True))
 
 
 @dataclass(frozen=True)
@@ -97,21 +111,45 @@ def clean(older_than_days: float = 0) -> tuple[int, int]:
     return len(gone), sum(entry.bytes for entry in gone)
 
 
+def _contents(sources: Sequence[SourceSection]) -> list[list[list[str]]]:
+    """The files of each source, each with the hash of its content."""
+    return [[_file(path) for path in identity(source)] for source in sources]
+
+
 def _file(path: Path) -> list[str]:
-    """A file's name and the hash of its content, which is kept with size and time of change so that it is computed once."""
-    stat = path.stat()
-    about = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{stat.st_ino}".encode()).hexdigest()
-    known = root() / ".digests" / about[:32]
+    """A file's name and the hash of its content, which is kept with size and times of change so that it is computed once.
+
+    Not of a file changed this very moment, which may change again without its times telling. Raises DataError for one that cannot be read.
+    """
     try:
-        return [str(path), known.read_text()]
-    except OSError:
+        stat = path.stat()
+        times = f"{stat.st_mtime_ns}\n{stat.st_ctime_ns}"  # a program may set the first, and none the second
+        about = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{times}\n{stat.st_ino}".encode()).hexdigest()
+        known = root() / ".digests" / about[:32]
+        with suppress(OSError):
+            return [str(path), known.read_text()]
         digest = manifest.sha256(path)
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read: {error.strerror}") from error
     partial = known.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):  # it only saves time; a cache that cannot be written is told by who needs it
-        known.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(digest)
-        partial.replace(known)
+    if time.time() - stat.st_ctime > SETTLED:
+        with suppress(OSError):  # it only saves time; a cache that cannot be written is told by who needs it
+            known.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(digest)
+            partial.replace(known)
     return [str(path), digest]
+
+
+@once
+def _libraries() -> dict[str, str | None]:
+    """The versions of the packages that turn texts into ids, or HTML into text."""
+    versions: dict[str, str | None] = {}
+    for name in ("transformers", "tokenizers", "jinja2", "markdownify"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
 
 
 @once

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from rlhf.data import dataset, token_cache
 from rlhf.data.dataset import KINDS, TokenizedRows, prompts, tokenize
 from rlhf.data.sampler import Sampler
-from rlhf.errors import SetupError
+from rlhf.errors import DataError, SetupError
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
 
 from ..tiny import tiny_tokenizer
@@ -92,6 +94,51 @@ def test_a_changed_file_of_the_same_size_and_a_changed_order(tmp_path: Path) -> 
     lines(Path(path), PAIRS[::-1])
     second = rows_of(section(path))
     assert second.segments[0] == first.segments[39] and second.fingerprint != first.fingerprint
+
+
+def test_a_file_of_the_same_size_and_date_is_told_by_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size, date and inode stay, as with a tool that keeps dates or two writes within a tick of the clock."""
+    monkeypatch.setattr(token_cache, "SETTLED", -1.0)
+    path = lines(tmp_path / "r.jsonl", PAIRS)
+    first = rows_of(section(path))
+    dates = os.stat(path).st_mtime_ns
+    time.sleep(0.05)  # a tick
+    lines(Path(path), PAIRS[::-1])
+    os.utime(path, ns=(dates, dates))
+    assert rows_of(section(path)).fingerprint != first.fingerprint
+
+    monkeypatch.setattr(token_cache, "SETTLED", 3600.0)
+    lines(tmp_path / "fresh.jsonl", PAIRS)
+    before = set((token_cache.root() / ".digests").iterdir())
+    rows_of(section(str(tmp_path / "fresh.jsonl")))
+    assert set((token_cache.root() / ".digests").iterdir()) == before, "the digest of what may still change is not kept"
+
+
+def test_a_file_that_changes_while_it_is_tokenised_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = lines(tmp_path / "r.jsonl", PAIRS)
+    real = dataset.Renderer
+
+    def slow(*arguments: Any) -> Any:
+        lines(Path(path), PAIRS[:20])
+        return real(*arguments)
+
+    monkeypatch.setattr(dataset, "Renderer", slow)
+    with pytest.raises(DataError, match=r"r\.jsonl: changed while its rows were tokenised"):
+        rows_of(section(path))
+    assert list(token_cache.entries()) == []
+    monkeypatch.setattr(dataset, "Renderer", real)
+    assert len(rows_of(section(path)).segments) == 20
+
+
+def test_other_versions_of_the_libraries_tokenise_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = section(lines(tmp_path / "r.jsonl", PAIRS))
+    rows_of(data)
+    assert token_cache._libraries()["transformers"] == transformers.__version__
+    monkeypatch.setattr(token_cache, "_libraries", lambda: {"transformers": "0"})
+    rows_of(data)
+    assert len(list(token_cache.entries())) == 2
 
 
 def test_a_list_of_groups_is_part_of_the_key(tmp_path: Path) -> None:

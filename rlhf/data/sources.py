@@ -10,6 +10,7 @@ a bad row costs itself only.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,7 +62,7 @@ def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
 def is_on_hub(source: SourceSection) -> bool:
     """Whether the path is the name of a data set of the hub, `owner/name`, and no file or folder."""
     path = Path(source.path)
-    if path.exists() or source.path.startswith("embedded:") or glob.has_magic(source.path):
+    if os.path.exists(path) or source.path.startswith("embedded:") or glob.has_magic(source.path):
         return False
     return (
         _suffix(path) not in SUFFIXES
@@ -75,13 +76,13 @@ def files_of(source: SourceSection) -> list[Path]:
 
     text = resolve(source.path)
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, no error where the system refuses to look
         return _split_files(path, source.split)
     if source.split is not None:
         raise DataError(
-            source.path, "split names a part of a folder; this is a file" if path.is_file() else "no such folder"
+            source.path, "split names a part of a folder; this is a file" if os.path.isfile(path) else "no such folder"
         )
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
     found = sorted(p for p in map(Path, glob.glob(text, recursive=True)) if p.is_file())
     if not found:
@@ -106,7 +107,7 @@ def table_files(source: SourceSection) -> list[Path]:
     from rlhf.embedded import resolve
 
     text = resolve(source.path)
-    if not (Path(text).exists() or glob.has_magic(text)):
+    if not (os.path.exists(text) or glob.has_magic(text)):
         return []
     files = files_of(source)
     return files if all(_suffix(path) in TABLES for path in files) else []

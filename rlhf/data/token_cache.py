@@ -91,14 +91,18 @@ class Entry:
 
 
 def entries(older_than_days: float = 0) -> Iterator[Entry]:
-    """What the cache holds (made longer ago than that), the newest first; a folder that is not whole has no rows."""
+    """What the cache holds (made longer ago than that), the newest first; a folder that is not whole has no rows.
+
+    What a killed process left half done is among them, what a living one is making is not.
+    """
     folders = [p for p in root().glob("[!.]*") if p.is_dir()]
+    folders += [p for p in root().glob(f"{manifest.TEMPORARY}*") if not _is_being_made(p)]
     latest = time.time() - older_than_days * 86400
     for path in sorted((p for p in folders if p.stat().st_mtime <= latest), key=lambda p: -p.stat().st_mtime):
         try:
             report = json.loads((path / "report.json").read_text(encoding="utf-8"))["report"]
         except (OSError, ValueError, KeyError):
-            report = {"rows_out": 0, "sources": []}
+            report = {"rows_out": 0, "sources": [{"path": "not whole: its making was broken off"}]}
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         yield Entry(path, size, path.stat().st_mtime, report["rows_out"], [s["path"] for s in report["sources"]])
 
@@ -109,6 +113,18 @@ def clean(older_than_days: float = 0) -> tuple[int, int]:
     for entry in gone:
         shutil.rmtree(entry.path)
     return len(gone), sum(entry.bytes for entry in gone)
+
+
+def _is_being_made(partial: Path) -> bool:
+    """Whether a process holds the lock under which this folder is made (see `cache.folder`)."""
+    from filelock import FileLock, Timeout
+
+    name = partial.name.removeprefix(manifest.TEMPORARY).rpartition("-")[0]
+    try:
+        with FileLock(partial.parent / f".{name}.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _contents(sources: Sequence[SourceSection]) -> list[list[list[str]]]:

@@ -17,7 +17,7 @@ from rlhf.data.rows import Quarantine
 from rlhf.data.sources import read_file
 from rlhf.errors import DataError
 
-from .support import lines, read_all
+from .support import lines, load_one, read_all
 
 ROWS = [{"prompt": "하나", "n": 1}, {"prompt": "two\nlines", "n": 2}]
 
@@ -70,6 +70,12 @@ def test_a_broken_table_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match=r"t\.parquet: not a whole parquet file"):
         read_all(tmp_path / "t.parquet")
+
+
+def test_a_path_that_the_system_refuses_to_look_at(tmp_path: Path) -> None:
+    for options in ({}, {"split": "train"}):
+        with pytest.raises(DataError, match="x: no such f"):
+            load_one("x" * 300, **options)
 
 
 BAD_LINES = {

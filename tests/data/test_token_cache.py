@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
+from filelock import FileLock
 
 from rlhf.data import dataset, token_cache
 from rlhf.data.dataset import KINDS, TokenizedRows, prompts, tokenize
@@ -203,6 +204,19 @@ def test_listing_and_cleaning(tmp_path: Path) -> None:
     assert token_cache.clean(older_than_days=1) == (0, 0)
     assert token_cache.clean() == (1, entry.bytes)
     assert list(token_cache.entries()) == []
+
+
+def test_what_a_killed_process_left_is_listed_and_cleaned_and_what_is_being_made_is_not(tmp_path: Path) -> None:
+    rows_of(section(lines(tmp_path / "r.jsonl", PAIRS)))
+    for name in ("dead", "alive"):
+        partial = token_cache.root() / f".tmp-{name}-123"
+        partial.mkdir()
+        (partial / "ids.bin").write_bytes(b"1234")
+    with FileLock(token_cache.root() / ".alive.lock"):
+        dead = next(entry for entry in token_cache.entries() if entry.path.name == ".tmp-dead-123")
+        assert (dead.bytes, dead.rows, dead.sources) == (4, 0, ["not whole: its making was broken off"])
+        assert token_cache.clean()[0] == 2
+    assert [p.name for p in token_cache.root().glob(".tmp-*")] == [".tmp-alive-123"]
 
 
 def test_rows_are_read_from_anywhere_without_those_before(tmp_path: Path) -> None:

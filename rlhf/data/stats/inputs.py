@@ -10,6 +10,7 @@ generate, eval      their prompts, and eval's preferences
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,8 +107,8 @@ def _source(path: str, overrides: Sequence[str]) -> SourceSection:
 def _folder(name: str) -> Path | None:
     from rlhf.embedded import resolve
 
-    path = Path(resolve(name))
-    return path if path.is_dir() else None
+    path = resolve(name)
+    return Path(path) if os.path.isdir(path) else None
 
 
 def _splits_in(folder: Path) -> list[Any]:

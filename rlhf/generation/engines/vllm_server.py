@@ -31,6 +31,7 @@ from .vllm_engine import APART, INSTALL, check_rank, engine_options
 PYTHON = "RLHF_VLLM_PYTHON"
 START_SECONDS = 1800.0  # a large model is read from a slow disk, and compiled
 STOP_SECONDS = 20.0
+KILL_SECONDS = 5.0
 CONCURRENCY = 256  # requests at once: what vLLM runs side by side by default
 TIMEOUT = 3600.0  # seconds for one request: those queued behind others wait long, and a dead server hangs up
 LOG_LINES = 20
@@ -164,6 +165,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, order)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
+    until = time.monotonic() + KILL_SECONDS  # the last of the group were only told to die
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
 
 
 def _free_port() -> int:

@@ -202,7 +202,7 @@ def test_a_journal_in_use_is_not_shared(tmp_path: Path) -> None:
 
     class Rival(FakeEngine):
         def answer(self, request, sampling, seed):  # type: ignore[no-untyped-def]
-            with pytest.raises(RlhfError, match="another (run|build) is writing"):
+            with pytest.raises(RlhfError, match=r"another (run|build) is writing"):
                 build(recipe(tmp_path / "out", source(tmp_path), step, engines=["a"]), a=FakeEngine())
             raise KeyboardInterrupt
 

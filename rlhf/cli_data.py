@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_common import Debug, Overrides, RecipeFile, carry_out, console, reported
+from .errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +63,10 @@ def data_build(
 def data_dedup(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.", show_default=False)],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the source, e.g. columns.prompt=Q", show_default=False),
+    ] = None,
     column: Annotated[list[str] | None, typer.Option(help="What is compared (repeat it for several).")] = None,
     engine: Annotated[Engine, typer.Option(help="How near-duplicates are found.")] = Engine.fast,
     threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Jaccard similarity that counts as alike.")] = 0.8,
@@ -76,13 +81,23 @@ def data_dedup(
     With --against, rows that are like one of another set (an evaluation set) go, and only those.
     """
     with reported(debug):
+        from .data.stats.inputs import target_of
         from .recipe.schema import DataRecipe
         from .run import run_recipe, stop_on_sigterm
 
+        splits = target_of(path, keys or ()).splits
+        if len(splits) > 1:
+            raise RecipeError(f"{path} holds {', '.join(splits)}; say which, for example: split={next(iter(splits))}")
+        (sources,) = splits.values()
         match = {"column": column or ["prompt"], "engine": engine.value, "threshold": threshold}
         others = {"against": [{"path": other} for other in against or ()]}
         step = {"decontaminate": match | others} if against else {"dedup": match | {"keep": keep.value}}
-        recipe = {"method": "data", "output_dir": str(output), "sources": [{"path": path}], "steps": [step]}
+        recipe = {
+            "method": "data",
+            "output_dir": str(output),
+            "sources": sources,
+            "steps": [step],
+        }
         stop_on_sigterm()
         run_recipe(DataRecipe.model_validate(recipe))
         typer.echo(f"done: {output}")

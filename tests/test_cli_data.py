@@ -53,6 +53,31 @@ def test_decontamination_in_one_line(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out" / "train").column("chosen").to_pylist() == ["e"]
 
 
+def test_dedup_takes_the_keys_of_a_source(tmp_path: Path) -> None:
+    path, out = tmp_path / "r.csv", tmp_path / "out"
+    path.write_text(f"Q,A\n{LONG},a\n{LONG}!,b\n")
+    assert rlhf("data", "dedup", str(path), "-o", str(out))[0] == 3
+    keys = ["format=demonstration", "columns.prompt=Q", "columns.completion=A"]
+    assert rlhf("data", "dedup", str(path), "-o", str(out), *keys)[0] == 0
+    assert pq.read_table(out / "train").to_pylist() == [{"prompt": LONG, "completion": "a"}]
+    code, said = rlhf("data", "dedup", str(path), "-o", str(out), "formt=hh")
+    assert code == 2 and "did you mean 'format'?" in said
+
+
+def test_dedup_of_a_folder_leaves_no_split_behind_unsaid(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    source = write(tmp_path / "r.jsonl", [{"prompt": f"{i} {LONG[i:]}", "completion": "x"} for i in range(20)])
+    recipe.write_text(
+        f"method: data\noutput_dir: {tmp_path / 'built'}\nsources: [{{path: {source}}}]\nsteps: [{{split: {{test: 0.5}}}}]\n"
+    )
+    assert rlhf("data", "build", str(recipe))[0] == 0
+    built, out = str(tmp_path / "built"), str(tmp_path / "out")
+    code, said = rlhf("data", "dedup", built, "-o", out)
+    assert code == 2 and "holds train, test; say which, for example: split=train" in " ".join(said.split())
+    assert rlhf("data", "dedup", built, "-o", out, "split=test", "--engine", "exact")[0] == 0
+    assert pq.read_table(out + "/train").num_rows == pq.read_table(built + "/test").num_rows
+
+
 def test_dedup_of_a_column_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", ROWS)
     code, said = rlhf("data", "dedup", path, "-o", str(tmp_path / "out"), "--column", "answer")

@@ -193,6 +193,12 @@ def test_csv_cells_and_ragged_rows(tmp_path: Path) -> None:
     assert quarantine.rows_in == 7
 
 
+def test_a_cell_of_many_lines_is_one_cell(tmp_path: Path) -> None:
+    code = "x = 1\n" * 5000
+    (tmp_path / "r.csv").write_text(f'prompt,completion\na,"{code}"\nb,c\n')
+    assert data_of(tmp_path / "r.csv") == [{"prompt": "a", "completion": code}, {"prompt": "b", "completion": "c"}]
+
+
 def test_tsv_with_and_without_quoting(tmp_path: Path) -> None:
     with (tmp_path / "q.tsv").open("w", newline="") as f:
         csv.writer(f, delimiter="\t").writerows([["a", "b"], ['say "x"', "two\nlines"]])

@@ -15,7 +15,7 @@ from rlhf.data.rows import Located, Quarantine
 from rlhf.data.textfiles import BROKEN_OFF, TextFile
 from rlhf.errors import DataError
 
-_MAX_RECORD_LINES = 1000  # a cell over more lines than this is an unclosed quote
+_MAX_RECORD_LINES = 10_000  # a cell over more lines than this is an unclosed quote
 
 csv.field_size_limit(2**31 - 1)
 
@@ -40,7 +40,10 @@ def read_csv(file: TextFile, delimiter: str) -> Iterator[Located]:
         is_torn = lines.peek(0) is None and file.broken  # the last record of a broken file has the break's own entry
         if cells is None:
             if not is_torn:
-                file.reject(row, f"not CSV: a quote on line {number} is never closed or is closed inside a cell")
+                file.reject(
+                    row,
+                    f"not CSV: a quote on line {number} is closed inside a cell, or not within {_MAX_RECORD_LINES:,} lines",
+                )
         elif len(cells) == len(header):
             if located := file.accept(row, dict(zip(header, cells, strict=True))):
                 yield located

@@ -23,6 +23,7 @@ from . import embedded
 from .recipe.loader import Loaded
 from .recipe.schema import PairJudgeSection
 from .recipe.sections import ScorerSection, SourceSection
+from .recipe.synthesis import OpenaiSection, ScoreStep
 from .recipe.yaml_lines import KeyPath, dotted
 
 FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|tgz|safetensors)$", re.IGNORECASE)
@@ -45,11 +46,12 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     for path, section in _sections(loaded.recipe):
         if isinstance(section, SourceSection):
             _look(loaded, (*path, "path"), _data_path(section.path, made), findings)
-        for key in [key for key in type(section).model_fields if key in MODEL_KEYS]:
+        models = () if isinstance(section, OpenaiSection) else MODEL_KEYS  # a server's names are its own
+        for key in [key for key in type(section).model_fields if key in models]:
             value = getattr(section, key)
             if isinstance(value, str) and (key, value) != ("reference", "initial"):
                 _look(loaded, (*path, key), _model_path(key, value, made), findings)
-        if isinstance(section, ScorerSection | PairJudgeSection) and section.callable is not None:
+        if isinstance(section, ScorerSection | PairJudgeSection | ScoreStep) and section.callable is not None:
             reason = _callable(section.callable)
             _look(loaded, (*path, "callable"), (reason, None), findings)
     return findings
@@ -70,8 +72,8 @@ def _sections(section: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath,
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from _sections(value, (*path, name))
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
+        elif isinstance(value, list | dict):
+            for index, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if isinstance(item, BaseModel):
                     yield from _sections(item, (*path, name, index))
 
@@ -138,7 +140,10 @@ def _callable(spec: str) -> str | None:
     parts = module.split(".")
     for depth in range(1, len(parts) + 1):
         name = ".".join(parts[:depth])
-        found = importlib.machinery.PathFinder.find_spec(name, search) if search is not None else None
+        try:
+            found = importlib.machinery.PathFinder.find_spec(name, search) if search is not None else None
+        except KeyError:  # a folder without __init__.py in another: not to be told without importing the outer one
+            return None
         if found is None and not (depth == 1 and name in sys.builtin_module_names):
             return f"no module named {name!r} (looked in this folder and in the installed packages)"
         search = list(found.submodule_search_locations or []) if found and found.submodule_search_locations else None

@@ -174,7 +174,7 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
     yield f"output_dir: {recipe.output_dir}, seed: {recipe.seed}"
     if recipe.method == "data":
         yield f"sources: {', '.join(source.path for source in recipe.sources)}"
-        steps = [next(name for name in ("pairs", "dedup", "split") if getattr(step, name)) for step in recipe.steps]
+        steps = [step.name for step in recipe.steps]
         yield f"steps: {', '.join(steps) or 'none'}"
     elif recipe.method == "generate":
         yield f"model: {recipe.model.name_or_path}"

@@ -33,7 +33,7 @@ ENTRY_POINTS = {
     "reward": "rlhf.train.run:train",
     "ppo": "rlhf.train.run:train",
     "dpo": "rlhf.train.run:train",
-    "data": "rlhf.data.build:build",
+    "data": "rlhf.synthesis.steps:build",
     "generate": "rlhf.generation.run:generate",
     "eval": "rlhf.evaluate.run:evaluate",
 }

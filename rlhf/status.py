@@ -121,6 +121,8 @@ def _texts(value: Any) -> list[str]:
         return [value]
     if isinstance(value, BaseModel):
         return [text for name in type(value).model_fields for text in _texts(getattr(value, name))]
+    if isinstance(value, dict):
+        value = list(value.values())
     return [text for item in value for text in _texts(item)] if isinstance(value, list) else []
 
 

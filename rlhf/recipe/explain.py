@@ -147,6 +147,11 @@ def _message(detail: Any, path: KeyPath, schema: type[BaseModel]) -> str:
         return f"must be a finite number, got {detail['input']}"
     if kind == "too_short":
         return "the list must have at least one item"
+    if kind == "union_tag_invalid":  # the kind of an engine
+        key = context["discriminator"].strip("'")
+        return f"{key}: {_not_a_choice(context['expected_tags'], context['tag'])}"
+    if kind == "union_tag_not_found":
+        return f"{context['discriminator'].strip(chr(39))}: required key is missing"
     if kind == "value_error":
         return str(context["error"])
     return str(detail["msg"])

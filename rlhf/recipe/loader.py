@@ -122,6 +122,8 @@ def _plain(section: BaseModel) -> dict[str, Any]:
             continue
         if isinstance(value, list):
             value = [_plain(item) if isinstance(item, BaseModel) else item for item in value]
+        if isinstance(value, dict):
+            value = {key: _plain(item) if isinstance(item, BaseModel) else item for key, item in value.items()}
         data[name] = _plain(value) if isinstance(value, BaseModel) else value
     return data
 

@@ -29,10 +29,16 @@ def root() -> Path:
 
 
 def folder(
-    name: str, version: str, make: Callable[[Path], None], *, parent: Path | None = None, quiet: bool = False
+    name: str,
+    version: str,
+    make: Callable[[Path], None],
+    *,
+    parent: Path | None = None,
+    variable: str = "RLHF_CACHE",
+    quiet: bool = False,
 ) -> Path:
     """The cached folder `name` (in `parent`, else in `root()`), made by `make(empty_folder)` if it is missing, of another
-    version, or damaged; unless `quiet`, stderr says so.
+    version, or damaged; unless `quiet`, stderr says so. `variable` is the environment's word for another place.
 
     Raises SetupError when the cache cannot be written (read-only, full disk); what else `make` raises passes through.
     """
@@ -56,7 +62,7 @@ def folder(
                         path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600; a cache may be shared
         return target
     except OSError as error:
-        raise SetupError(f"{target}: cannot be written: {error}; set RLHF_CACHE to a folder with room") from error
+        raise SetupError(f"{target}: cannot be written: {error}; set {variable} to a folder with room") from error
 
 
 def _whole(target: Path, version: str) -> bool:

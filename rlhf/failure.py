@@ -45,6 +45,9 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
         return Failure(4, f"the disk is full{where}; free some space, or set output_dir to another disk")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        what = error.filename or "the output folder"
+        return Failure(4, f"{what}: {error.strerror}; set output_dir to a folder that can be written")
     return Failure(1, f"{type(error).__name__}: {_one_line(error)}", foreseen=False)
 
 

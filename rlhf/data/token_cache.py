@@ -71,7 +71,9 @@ def token_folder(
                 raise DataError(source.path, "changed while its rows were tokenised; run this again once it is written")
 
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return TokenFolder(cache.folder(name, __version__, make_from_these, parent=root(), quiet=True))
+    return TokenFolder(
+        cache.folder(name, __version__, make_from_these, parent=root(), variable="RLHF_TOKENS", quiet=True)
+    )
 
 
 @dataclass(frozen=True)

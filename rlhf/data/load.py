@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,20 +220,3 @@ def _uniform(counter: Any, seed: int, number: int) -> Any:
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         x ^= x >> np.uint64(31)
     return (x >> np.uint64(11)).astype(np.float64) / 2**53
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """All rows at once, with the stream they came from."""
-
-    rows: list[Located]
-    sources: list[dict[str, Any]]
-    quarantine: Quarantine
-    dropped: dict[str, int]
-
-
-def load(sources: Sequence[SourceSection], *, needs_rows: bool = True) -> Loaded:
-    """A `Stream` read to its end, for rows that are few."""
-    stream = Stream(sources, needs_rows=needs_rows)
-    rows = list(stream)
-    return Loaded(rows, stream.sources, stream.quarantine, stream.dropped)

@@ -6,14 +6,15 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf.data.formats import convert
-from rlhf.data.load import Loaded, load
+from rlhf.data.load import Stream
 from rlhf.data.rows import Located, Quarantine
 from rlhf.data.sources import read
 from rlhf.errors import DataError
@@ -38,6 +39,23 @@ def lines(path: Path, rows: Iterable[Any]) -> str:
 def read_all(path: str | Path, **options: Any) -> tuple[list[Located], Quarantine]:
     quarantine = Quarantine()
     return list(read(SourceSection(path=str(path), **options), quarantine)), quarantine
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All rows at once, with the stream they came from."""
+
+    rows: list[Located]
+    sources: list[dict[str, Any]]
+    quarantine: Quarantine
+    dropped: dict[str, int]
+
+
+def load(sources: Sequence[SourceSection], *, needs_rows: bool = True) -> Loaded:
+    """A `Stream` read to its end."""
+    stream = Stream(sources, needs_rows=needs_rows)
+    rows = list(stream)
+    return Loaded(rows, stream.sources, stream.quarantine, stream.dropped)
 
 
 def load_one(path: str | Path, needs_rows: bool = False, **options: Any) -> Loaded:

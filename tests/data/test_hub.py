@@ -25,13 +25,13 @@ pytest.importorskip("datasets")
 
 SCRIPT = """
 import json, sys
-from rlhf.data.load import load
+from rlhf.data.load import Stream
 from rlhf.errors import RlhfError
 from rlhf.recipe.sections import SourceSection
 for options in json.loads(sys.argv[1]):
     try:
-        loaded = load([SourceSection(**options)])
-        rows = [[r.file, r.row, r.group, r.data] for r in loaded.rows]
+        loaded = Stream([SourceSection(**options)])
+        rows = [[r.file, r.row, r.group, r.data] for r in loaded]
         print(json.dumps({"report": loaded.sources[0], "count": len(rows), "rows": rows[:2]}))
     except RlhfError as error:
         print(json.dumps({"error": str(error), "code": error.exit_code}))

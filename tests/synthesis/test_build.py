@@ -10,7 +10,6 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf.data.build import build as data_build
-from rlhf.data.load import load
 from rlhf.errors import DataError, RecipeError, RlhfError
 from rlhf.recipe.sections import SourceSection
 from rlhf.synthesis.steps import ModelSteps
@@ -61,8 +60,8 @@ def test_rankings_keep_who_wrote_what_and_are_read_by_later_stages(tmp_path: Pat
     rows = read(tmp_path / "out")
     assert set(rows[0]) == {"prompt", "completions", "scores", "models"}
     assert {tuple(sorted(row["models"])) for row in rows} == {("a", "b", "source")}
-    again = load([SourceSection(path=str(tmp_path / "out"), split="train")])
-    assert [row.data["scores"] for row in again.rows] == [row["scores"] for row in rows]
+    again = Stream([SourceSection(path=str(tmp_path / "out"), split="train")])
+    assert [row.data["scores"] for row in again] == [row["scores"] for row in rows]
 
 
 def test_running_again_asks_nobody_and_makes_the_same(tmp_path: Path) -> None:

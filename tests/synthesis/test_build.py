@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from rlhf.data.build import build as data_build
+from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError, RlhfError
 from rlhf.recipe.sections import SourceSection
 from rlhf.synthesis.steps import ModelSteps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_every_setting_is_in_the_key(tmp_path: Path) -> None:
     assert len(list(token_cache.entries())) == len(variants) + 1, "the seed draws the rows"
     tokenize(variants[0], tiny_tokenizer(), KINDS["reward"])
     prompts(variants[0].train, tiny_tokenizer(), TemplateSection())
-    other = tiny_tokenizer()
+    other = copy.deepcopy(tiny_tokenizer())
     other.add_tokens(["good"])
     tokenize(variants[0], other, KINDS["dpo"])
     assert len(list(token_cache.entries())) == len(variants) + 4, "method and tokenizer count"

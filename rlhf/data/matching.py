@@ -44,6 +44,7 @@ class Places:
 
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
+        self._names: list[str] = []
         self._codes: list[Ints] = []
         self._rows: list[Ints] = []
 
@@ -54,12 +55,12 @@ class Places:
         self._rows.append(block.column("_row").to_numpy())
 
     def done(self) -> Places:
+        self._names = list(self._files)
         self._codes, self._rows = [np.concatenate(self._codes)], [np.concatenate(self._rows)]
         return self
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        name = list(self._files)[self._codes[0][index]]
-        return {"file": name, "row": int(self._rows[0][index])}
+        return {"file": self._names[self._codes[0][index]], "row": int(self._rows[0][index])}
 
 
 def remove_duplicates(rows: Rows, step: DedupStep, scratch: Path, removed: TextIO) -> tuple[Rows, dict[str, Any]]:

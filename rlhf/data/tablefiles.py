@@ -19,7 +19,6 @@ from rlhf.data.rows import Located, Quarantine
 from rlhf.data.textfiles import flaw
 from rlhf.errors import DataError
 
-SUFFIXES = (".parquet", ".arrow")
 BATCH_ROWS = 4096
 BATCH_BYTES = 1 << 26
 # what pyarrow raises for values that Python cannot hold: bytes that are no UTF-8, times out of range, unknown zones
@@ -34,11 +33,6 @@ _BROKEN = (
     zlib.error,
 )
 ROWS_AT_ONCE = 128  # made into Python objects together; who looks at the first rows only pays for few
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file is a parquet or arrow file by its name."""
-    return _suffix(path) in SUFFIXES
 
 
 def table_schema(path: Path) -> pa.Schema:

@@ -18,6 +18,16 @@ from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TransformersSection
 from rlhf.synthesis.agreement import VotedPair, agreement, by_engine, by_score, of_rankings, pandalm
 
+from .publish import publish
+
+JUDGED = ("flip_rate", "shown_first_wins", "unparsed_rate")
+HEAD = (
+    "Judges beside people: pairs with a majority, a tie being an answer like any other. Without ties: over the pairs whose majority is "
+    "none, a judge's tie counting one half.\nA judging model is asked in both orders, for one line, at temperature 0; a verdict that "
+    "changes with the order (flip rate) is a tie."
+)
+COLUMNS = ("data", "judge", "pairs", "accuracy", "without ties", "kappa", "flip rate", "shown first wins", "unparsed")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,6 +37,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="the first so many pairs of each set")
     parser.add_argument("--max-chars", type=int, default=2000, help="leave out pairs with longer texts (counted)")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--publish", action="store_true", help="write benchmarks/results/agreement.md and .json")
     arguments = parser.parse_args()
     if not (arguments.pandalm or arguments.oasst):
         parser.error("give --pandalm, --oasst or both")
@@ -39,8 +50,24 @@ def main() -> None:
             results += measured(name, reader(path), arguments)
     for row in results:
         print(line(row))
+    if arguments.publish:
+        publish("agreement", HEAD, table(results), results)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """The results in Markdown; people's own agreement first."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    people = {row["data"]: row for row in results if row["humans"]}
+    for name, row in people.items():
+        cells = [name, "people", row["pairs"], row["humans"]["accuracy"], None, row["humans"]["kappa"]]
+        lines.append(f"| {' | '.join(map(shown, [*cells, None, None, None]))} |")
+    for row in results:
+        accuracy = f"{row['accuracy']:.3f} +- {row['standard_error']:.3f}"
+        cells = [row["data"], row["judge"], row["with_majority"], accuracy, row["accuracy_decided"], row["kappa"]]
+        lines.append(f"| {' | '.join(map(shown, [*cells, *(row.get(key) for key in JUDGED)]))} |")
+    return lines
 
 
 def measured(name: str, pairs: list[VotedPair], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -55,9 +82,8 @@ def measured(name: str, pairs: list[VotedPair], arguments: argparse.Namespace) -
     ]
     if arguments.model:
         judges.append((arguments.model, *by_model(held, arguments.model)))
-    kept = ("flip_rate", "shown_first_wins", "unparsed_rate")
     return [
-        {"data": name, "judge": judge, **agreement(held, said), **{k: report[k] for k in kept if k in report}}
+        {"data": name, "judge": judge, **agreement(held, said), **{k: report[k] for k in JUDGED if k in report}}
         for judge, said, report in judges
     ]
 
@@ -73,16 +99,17 @@ def by_model(pairs: list[VotedPair], model: str) -> tuple[Any, dict[str, Any]]:
         engine.close()
 
 
-def line(row: dict[str, Any]) -> str:
-    def shown(value: Any) -> str:
-        return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+def shown(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
+
+def line(row: dict[str, Any]) -> str:
     people = row["humans"] or {}
     parts = [f"{row['data']:<14}{row['judge']:<34} {row['with_majority']} of {row['pairs']} pairs"]
     parts += [f"accuracy {shown(row['accuracy'])} +- {shown(row['standard_error'])}", f"kappa {shown(row['kappa'])}"]
     parts += [f"without ties {shown(row['accuracy_decided'])}"]
     parts += [f"people: {shown(people.get('accuracy'))}, kappa {shown(people.get('kappa'))}"]
-    parts += [f"{key} {shown(row[key])}" for key in ("flip_rate", "shown_first_wins", "unparsed_rate") if key in row]
+    parts += [f"{key} {shown(row[key])}" for key in JUDGED if key in row]
     return "  ".join(parts)
 
 

@@ -84,6 +84,10 @@ class Renderer:
         """`prompt_ids` of many prompts, through the tokenizer's batch call."""
         return [self._front + ids for ids in self._encode([self._prompt_text(p) for p in prompts])]
 
+    def continuation_ids(self, text: str) -> list[int]:
+        """Ids of a text that goes on from ids that stand: tokenised apart from them, control tokens spelled out in it kept as text."""
+        return self._pieces(self._guard(text, count=False), goes_on=True)
+
     def render(self, row: Row) -> Rendered:
         """A row's guarded texts. Raises DataError (file `template`) when the template cannot take the row."""
         prompt, completions = row["prompt"], completions_of(row)

@@ -38,14 +38,18 @@ class Answer:
     error: str | None = None
 
 
+class OneLine(list[str]):
+    """Choices of which one is the whole answer: an engine that can see to the last line lets nothing come before it."""
+
+
 class TextEngine(Protocol):
     """What a step needs of an engine."""
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        """Each request with its answer, as they come. `choices`: the last line must be one of these, where the engine can see to that
-        (guided decoding); elsewhere the caller's parser finds out.
+        """Each request with its answer, as they come. `choices`: the last line must be one of these (and as `OneLine` the only one),
+        where the engine can see to that: by guided decoding, or by the choices' likelihoods; elsewhere the caller's parser finds out.
 
         Reads no more requests ahead than it works on at once. Raises SetupError when the engine cannot work at all (no such
         model, refused key); what goes wrong with one request is its answer's `error`.

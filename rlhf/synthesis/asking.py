@@ -34,7 +34,7 @@ class Lane:
 
     engine: str
     sampling: TextSampling
-    choices: Sequence[str] | None = None
+    choices: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,10 @@ class Run:
                     yield Request(key, ask.prompt)
 
         title = f"{lane.engine}{f', round {round + 1}' if round else ''}"
-        choices = None if lane.choices is None else list(lane.choices)
         done = tokens = 0
         self.progress(title, 0, waiting, 0)
         engine = self.engine(lane.engine)
-        for request, answer in engine.answers(requests(), lane.sampling, seed=self.seed, choices=choices):
+        for request, answer in engine.answers(requests(), lane.sampling, seed=self.seed, choices=lane.choices):
             if out.pop(request.key, None) is None:
                 raise RlhfError(
                     f"engine {lane.engine}: answered a request that it was not asked, or twice: {request.key}"

@@ -23,7 +23,7 @@ from .answering import content
 from .asking import Ask, Given, Lane, Made
 from .prompts import built_in, fenced, filled, nonce, template
 from .scoring import completions_to_score, with_scores
-from .verdicts import VERDICTS, Verdict, rationale_of, verdict_of
+from .verdicts import VERDICTS, Verdict, last_lines, rationale_of, verdict_of
 
 Outcome = float  # of the first of a pair: 1 it is the better one, 0 the worse, 0.5 a tie
 
@@ -82,10 +82,11 @@ class Judging:
     """Rows of completions to rows with scores, by comparisons."""
 
     def __init__(self, step: JudgeStep) -> None:
-        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, VERDICTS)]
+        self._template = template(step.prompt, "judge", step.language, needs=["prompt", "a", "b"], may=["form"])
+        choices = last_lines(VERDICTS, self._template, rationale=step.rationale)
+        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, choices)]
         self.rounds = 1 + step.retries
         self._step = step
-        self._template = template(step.prompt, "judge", step.language, needs=["prompt", "a", "b"], may=["form"])
         self._form = built_in("form_judge_rationale" if step.rationale else "form_judge", step.language)
         self._reminder = built_in("form_again", step.language)
         self.comparisons = Comparisons()

@@ -17,7 +17,7 @@ from ..recipe.synthesis import ScoreStep, TextSampling
 from .answering import content
 from .asking import Ask, Given, Lane, Made
 from .prompts import built_in, fenced, filled, nonce, template
-from .verdicts import SCORES, rationale_of, score_of
+from .verdicts import SCORES, last_lines, rationale_of, score_of
 
 SCORER = "scorer"  # the engine name under which a reward model or a callable is asked
 UNSCORED = "fewer than two of its completions have a score"
@@ -28,11 +28,12 @@ class Rating:
 
     def __init__(self, step: ScoreStep) -> None:
         assert step.engine is not None
-        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, SCORES)]
-        self.rounds = 1 + step.retries
-        self._step = step
         needs, may = ["prompt", "completion"], ["aspect", "form"]
         self._template = template(step.prompt, "score", step.language, needs=needs, may=may)
+        choices = last_lines(SCORES, self._template, rationale=step.rationale)
+        self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, choices)]
+        self.rounds = 1 + step.retries
+        self._step = step
         self._aspects = [built_in(f"aspect_{aspect}", step.language) for aspect in step.aspects]
         self._form = built_in("form_score_rationale" if step.rationale else "form_score", step.language)
         self._reminder = built_in("form_again", step.language)

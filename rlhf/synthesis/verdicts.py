@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from ..generation.text import Answer
+from ..data.formats.templates import placeholders
+from ..generation.text import Answer, OneLine
 
 Verdict = Literal["A", "B", "tie"]
 
@@ -18,6 +19,11 @@ SCORES = [f"Score: {n}" for n in range(1, 6)]
 VERDICTS = [f"Verdict: {v}" for v in ("A", "B", "tie")]
 _SCORE = re.compile(r"Score: ([1-5])")
 _VERDICT = re.compile(r"Verdict: (A|B|tie)")
+
+
+def last_lines(choices: list[str], template: str, *, rationale: bool) -> list[str]:
+    """What an engine is told of the last line: with our own `{form}` and no rationale asked for, that it is the whole answer."""
+    return choices if rationale or "form" not in placeholders(template) else OneLine(choices)
 
 
 def score_of(answer: Answer | None) -> int | None:

@@ -17,7 +17,7 @@ from rlhf.generation.engines.concurrent import concurrently
 from rlhf.generation.engines.openai_server import OpenaiServer
 from rlhf.generation.engines.retry import Pace, backoff, retry_after
 from rlhf.generation.engines.sampling import last_line_pattern, request_seed
-from rlhf.generation.text import Request
+from rlhf.generation.text import OneLine, Request
 from rlhf.recipe.synthesis import TextSampling
 from tests.generation.server import answer_to, serving
 from tests.generation.test_openai_faults import ask, section_for
@@ -92,6 +92,11 @@ def test_the_pattern_of_guided_decoding(text: str, whole: bool) -> None:
 )
 def test_the_pattern_of_choices_that_begin_differently(text: str, whole: bool) -> None:
     assert bool(re.fullmatch(last_line_pattern(["A+", "tie"]), text)) == whole
+
+
+def test_the_pattern_of_one_line_lets_nothing_come_before_it() -> None:
+    pattern = last_line_pattern(OneLine(["Verdict: A", "Verdict: tie"]))
+    assert re.fullmatch(pattern, "Verdict: tie") and not re.fullmatch(pattern, "Because.\nVerdict: tie")
 
 
 def test_samples_come_in_the_servers_own_numbering_and_greedy_ones_are_asked_for_once() -> None:

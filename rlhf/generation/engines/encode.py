@@ -46,6 +46,11 @@ class Encoder:
                 return [str(error)]
         return [ids for request in requests for ids in self.ids([request])]  # find the one at fault
 
+    def continuation_ids(self, text: str) -> list[int]:
+        """Ids of a text that follows a prompt's ids, as the model would have gone on from them."""
+        with self._lock:
+            return self._renderer.continuation_ids(text)
+
     def fitting(self, requests: Sequence[Request], max_new_tokens: int, positions: int | None) -> list[list[int] | str]:
         """As `ids`; a prompt that leaves no room for `max_new_tokens` among the model's positions is refused, not cut."""
         return [

@@ -14,9 +14,11 @@ from typing import Literal, TypeVar
 
 from ...errors import RecipeError
 from ...recipe.synthesis import TextSampling
+from ..text import OneLine
 
 Engine = Literal["transformers", "vllm", "openai"]
 T = TypeVar("T")
+RATIONALE_LINES = 30  # at most, before a last line that is a choice
 
 
 def unsupported(engine: Engine, sampling: TextSampling) -> list[str]:
@@ -58,17 +60,26 @@ def request_seed(seed: int, key: str, part: int = 0) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def beginnings(choices: list[str]) -> tuple[str, ...]:
+    """What makes a line the last one: what every choice begins with ("Verdict: "), or their first characters where that is nothing."""
+    common = "".join(c[0] for c in takewhile(lambda column: len(set(column)) == 1, zip(*choices, strict=False)))
+    return (common,) if common else tuple(sorted({choice[0] for choice in choices}))
+
+
 def last_line_pattern(choices: list[str]) -> str:
     """A regular expression, as guided decoding takes it: a rationale of up to 30 lines, then a last one that is a choice.
 
     A line that begins as every choice does ("Verdict: ") is the last, so the model cannot go on after it or bend it. Guided
     decoding knows no look-ahead: lines that do not begin so are spelled out by the place where they leave the beginning.
     """
-    begin = "".join(c[0] for c in takewhile(lambda column: len(set(column)) == 1, zip(*choices, strict=False)))
+    last = f"({'|'.join(map(re.escape, choices))})"
+    if isinstance(choices, OneLine):
+        return last
+    begin, *others = beginnings(choices)
     leaving = [f"{re.escape(begin[:i])}([^{re.escape(begin[i])}\\n][^\\n]*)?" for i in range(len(begin))]
-    if not begin:
-        leaving = [f"([^{''.join(re.escape(c) for c in sorted({choice[0] for choice in choices}))}\\n][^\\n]*)?"]
-    return f"(({'|'.join(leaving)})\\n){{0,30}}({'|'.join(map(re.escape, choices))})"
+    if others:
+        leaving = [f"([^{''.join(map(re.escape, (begin, *others)))}\\n][^\\n]*)?"]
+    return f"(({'|'.join(leaving)})\\n){{0,{RATIONALE_LINES}}}{last}"
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -21,6 +21,7 @@ from ..engine import Completion, TransformersEngine
 from ..penalties import Penalties
 from ..text import Answer, Request
 from .encode import Encoder, located, named
+from .likelihood import LastLines
 from .sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
 
 WINDOW = 16  # batches read ahead, so that prompts of like length can share one
@@ -35,7 +36,7 @@ class TransformersText:
         """`template` overrides what `section.chat` says, for callers that have one. Raises RecipeError, SetupError."""
         self._name = name
         path, adapter = located(name, section.model.name_or_path, section.adapter)
-        model = section.model.model_copy(update={"name_or_path": path, "batching": "padded"})  # nothing trains here
+        model = section.model.model_copy(update={"name_or_path": path})
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._encoder = named(name, lambda: Encoder(path, section.chat, template))
         policy = named(name, lambda: load_policy(model, quantization=section.quantization, device=device))
@@ -49,9 +50,11 @@ class TransformersText:
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        """As `TextEngine.answers`; reads 16 batches ahead and answers the longest prompts first. `choices` is not enforced."""
+        """As `TextEngine.answers`; reads 16 batches ahead and answers the longest prompts first. `choices` are enforced by likelihood."""
         refuse_unsupported("transformers", sampling, name=self._name)
+        last = named(self._name, lambda: self._last_lines(choices, sampling, seed)) if choices else None
         beams = sampling.num_beams > 1
+        write = self._beams if beams else self._samples
         rows = max(1, sampling.batch_size // (sampling.num_beams if beams else distinct_samples(sampling)))
         for window in windows(requests, rows * WINDOW):
             prompts: list[tuple[Request, list[int]]] = []
@@ -64,7 +67,10 @@ class TransformersText:
             prompts.sort(key=lambda pair: -len(pair[1]))
             for start in range(0, len(prompts), rows):
                 batch = prompts[start : start + rows]
-                groups = self._beams(batch, sampling, seed) if beams else self._samples(batch, sampling, seed)
+                if last is None:
+                    groups = write(batch, sampling, seed)
+                else:
+                    groups = last(batch, write(batch, last.free, seed) if last.free else None)
                 for (request, ids), group in zip(batch, groups, strict=True):
                     yield request, _answer(ids, group, sampling)
 
@@ -73,6 +79,9 @@ class TransformersText:
         del self._engine
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _last_lines(self, choices: list[str], sampling: TextSampling, seed: int) -> LastLines:
+        return LastLines(self._engine.policy, self._encoder, choices, sampling, seed=seed)
 
     def _samples(
         self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int

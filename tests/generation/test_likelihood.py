@@ -233,9 +233,9 @@ def test_a_prompt_that_is_too_long_is_still_its_own_error(engine: TransformersTe
 
 
 def test_text_that_takes_more_tokens_when_read_again_is_cut_to_the_limit(engine: TransformersText) -> None:
-    lines = LastLines(engine._engine.policy, engine._encoder, VERDICTS, GREEDY, seed=0)
+    lines = LastLines(engine._engine.policy, engine._encoder, VERDICTS, GREEDY, 0)
     odd = Completion([7, 7], "yes\n" + "\ufffd" * 100, False)  # two ids here, hundreds as text
-    [[got]] = lines([(Request("k", "x"), [5, 6])], [[odd]])
+    [(_, _, [got])] = lines(iter([(Request("k", "x"), [5, 6])]), lambda asked, *_: ((*one, [odd]) for one in asked))
     before, last = split(got.text)
     assert before.startswith("yes\n\ufffd") and last in VERDICTS
     size = len(tiny_tokenizer()(got.text).input_ids)
@@ -263,7 +263,8 @@ def test_a_tokenizer_that_merges_over_the_seam_changes_nothing(
         return log_likelihoods(policy, segments, temperature=temperature)
 
     monkeypatch.setattr(likelihood, "log_likelihoods", spy)
-    lines = LastLines(engine._engine.policy, engine._encoder, choices, GREEDY, seed=0)
-    [[got]] = lines([(Request("k", "x"), [5, 6])], [[Completion([9], "yes", True)]])
+    lines = LastLines(engine._engine.policy, engine._encoder, choices, GREEDY, 0)
+    said = Completion([9], "yes", True)
+    [(_, _, [got])] = lines(iter([(Request("k", "x"), [5, 6])]), lambda asked, *_: ((*one, [said]) for one in asked))
     assert seen == [Segment([5, 6, *apart[0]], apart[1:])]
     assert got.ids == [9, *merging("\n").input_ids, *apart[1 + choices.index(split(got.text)[1])]]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from rlhf.generation.engine import TransformersEngine, choose_tokens
+from rlhf.generation.choosing import choose_tokens
+from rlhf.generation.engine import TransformersEngine
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from tests.tiny import tiny_tokenizer

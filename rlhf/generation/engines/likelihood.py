@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -27,6 +27,9 @@ from ..text import OneLine, Request
 from .encode import Encoder
 from .sampling import RATIONALE_LINES, beginnings, distinct_samples, stream
 
+Encoded = tuple[Request, list[int]]
+Group = tuple[Request, list[int], list[Completion]]
+
 TOKENS = 4096  # of a scoring pass, unless one prompt has more
 _LAST_LINE = 1  # sets the last line's random stream apart from the one that the free text is drawn from
 
@@ -34,9 +37,7 @@ _LAST_LINE = 1  # sets the last line's random stream apart from the one that the
 class LastLines:
     """Sees to the last lines of one call of `answers`. `free` is the sampling of what comes before; None where nothing does."""
 
-    def __init__(
-        self, policy: Policy, encoder: Encoder, choices: list[str], sampling: TextSampling, *, seed: int
-    ) -> None:
+    def __init__(self, policy: Policy, encoder: Encoder, choices: list[str], sampling: TextSampling, seed: int) -> None:
         """Raises RecipeError for a limit that a choice does not fit in, ValueError for a choice that another one begins with."""
         if any(a != b and b.startswith(a) for a in choices for b in choices):
             raise ValueError(f"choices of which one begins another cannot be compared by likelihood: {choices}")
@@ -55,32 +56,40 @@ class LastLines:
         self.free = sampling.model_copy(update={"max_new_tokens": limit}) if limit > 0 else None
 
     def __call__(
-        self, prompts: Sequence[tuple[Request, list[int]]], groups: Sequence[Sequence[Completion]] | None
-    ) -> list[list[Completion]]:
-        """Each prompt's samples with a last line that is a choice; `groups` holds what was sampled under `free`; None where `free` is.
+        self,
+        prompts: Iterator[Encoded],
+        written: Callable[[Iterator[Encoded], TextSampling, int], Iterator[Group]],
+    ) -> Iterator[Group]:
+        """Each prompt's samples with a last line that is a choice. `written` samples what comes before it.
 
         `ids` of a result are the tokens paid for: all that was sampled, and those that the last line was made with.
         """
-        if groups is None:
-            groups = [[Completion([], "", False)] * distinct_samples(self._sampling) for _ in prompts]
-        cuts = [[self._cut(sample) for sample in group] for group in groups]
+        if self.free is None:
+            nothing = [Completion([], "", False)] * distinct_samples(self._sampling)
+            groups: Iterator[Group] = ((request, ids, nothing) for request, ids in prompts)
+        else:
+            groups = written(prompts, self.free, self._seed)
+        for together in _gathered(groups):
+            yield from self._finished(together)
+
+    def _finished(self, groups: list[Group]) -> Iterator[Group]:
+        cuts = [[self._cut(sample) for sample in group] for _, _, group in groups]
         segments = {  # samples that say the same so far are scored once
             (row, before): Segment([*ids, *self._encoder.continuation_ids(before)], self._ids)
-            for row, (_, ids) in enumerate(prompts)
+            for row, (_, ids, _) in enumerate(groups)
             for before, last in cuts[row]
             if last is None
         }
         scores = log_likelihoods(self._policy, list(segments.values()), temperature=self._sampling.temperature or 1.0)
         found = dict(zip(segments, scores, strict=True))
-        return [
-            [
-                Completion(sample.ids, before + last, True)
-                if last is not None
-                else self._ended(sample, before, self._choose(found[row, before], request.key, number))
-                for number, (sample, (before, last)) in enumerate(zip(groups[row], cuts[row], strict=True))
-            ]
-            for row, (request, _) in enumerate(prompts)
-        ]
+        for row, (request, ids, group) in enumerate(groups):
+            done = []
+            for number, (sample, (before, last)) in enumerate(zip(group, cuts[row], strict=True)):
+                if last is not None:
+                    done.append(Completion(sample.ids, before + last, True))
+                else:
+                    done.append(self._with(sample, before, self._choose(found[row, before], request.key, number)))
+            yield request, ids, done
 
     def _cut(self, sample: Completion) -> tuple[str, str | None]:
         """The sample's free lines, and its own last line where that is a choice already.
@@ -99,7 +108,7 @@ class LastLines:
         draw = np.random.default_rng([self._seed, stream(key), sample, _LAST_LINE]).random()
         return drawn(scores, draw)
 
-    def _ended(self, sample: Completion, before: str, choice: int) -> Completion:
+    def _with(self, sample: Completion, before: str, choice: int) -> Completion:
         added = [] if sample.text.startswith(before) else self._break
         return Completion([*sample.ids, *added, *self._ids[choice]], before + self._choices[choice], True)
 
@@ -131,6 +140,18 @@ def log_likelihoods(policy: Policy, segments: Sequence[Segment], *, temperature:
         for i in batch:
             found[i] = [next(sums) for _ in segments[i].completion_ids]
     return found
+
+
+def _gathered(groups: Iterator[Group]) -> Iterator[list[Group]]:
+    """Prompts for a pass, as they come: none waits for more than `TOKENS` of others."""
+    held: list[Group] = []
+    for group in groups:
+        held.append(group)
+        if sum(len(ids) for _, ids, _ in held) >= TOKENS:
+            yield held
+            held = []
+    if held:
+        yield held
 
 
 def _batches(segments: Sequence[Segment], policy: Policy) -> Iterator[list[int]]:

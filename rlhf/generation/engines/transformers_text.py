@@ -17,11 +17,12 @@ from ...models.load import load_policy
 from ...models.policy import Policy
 from ...recipe.sections import TemplateSection
 from ...recipe.synthesis import TextSampling, TransformersSection
+from ..decoding import Prompt
 from ..engine import Completion, TransformersEngine
 from ..penalties import Penalties
 from ..text import Answer, Request
 from .encode import Encoder, located, named
-from .likelihood import LastLines
+from .likelihood import Encoded, Group, LastLines
 from .sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
 
 WINDOW = 16  # batches read ahead, so that prompts of like length can share one
@@ -52,27 +53,19 @@ class TransformersText:
     ) -> Iterator[tuple[Request, Answer]]:
         """As `TextEngine.answers`; reads 16 batches ahead and answers the longest prompts first. `choices` are enforced by likelihood."""
         refuse_unsupported("transformers", sampling, name=self._name)
-        last = named(self._name, lambda: self._last_lines(choices, sampling, seed)) if choices else None
-        beams = sampling.num_beams > 1
-        write = self._beams if beams else self._samples
-        rows = max(1, sampling.batch_size // (sampling.num_beams if beams else distinct_samples(sampling)))
-        for window in windows(requests, rows * WINDOW):
-            prompts: list[tuple[Request, list[int]]] = []
-            encoded = self._encoder.fitting(window, sampling.max_new_tokens, self._positions)
-            for request, ids in zip(window, encoded, strict=True):
-                if isinstance(ids, str):
-                    yield request, Answer([], [], 0, 0, error=ids)
-                else:
-                    prompts.append((request, ids))
-            prompts.sort(key=lambda pair: -len(pair[1]))
-            for start in range(0, len(prompts), rows):
-                batch = prompts[start : start + rows]
-                if last is None:
-                    groups = write(batch, sampling, seed)
-                else:
-                    groups = last(batch, write(batch, last.free, seed) if last.free else None)
-                for (request, ids), group in zip(batch, groups, strict=True):
-                    yield request, _answer(ids, group, sampling)
+        refused: list[tuple[Request, Answer]] = []
+        encoded = self._encoded(requests, sampling, refused)
+        answered = self._searched if sampling.num_beams > 1 else self._sampled
+        if choices:
+            last = named(self._name, lambda: LastLines(self._engine.policy, self._encoder, choices, sampling, seed))
+            groups = last(encoded, answered)
+        else:
+            groups = answered(encoded, sampling, seed)
+        for request, ids, group in groups:
+            while refused:
+                yield refused.pop()
+            yield request, _answer(ids, group, sampling)
+        yield from refused
 
     def close(self) -> None:
         """Let go of the model's memory."""
@@ -80,31 +73,43 @@ class TransformersText:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _last_lines(self, choices: list[str], sampling: TextSampling, seed: int) -> LastLines:
-        return LastLines(self._engine.policy, self._encoder, choices, sampling, seed=seed)
+    def _encoded(
+        self, requests: Iterable[Request], sampling: TextSampling, refused: list[tuple[Request, Answer]]
+    ) -> Iterator[Encoded]:
+        """The requests with their ids, the longest of each window first; those that cannot be asked go to `refused`."""
+        for window in windows(requests, max(1, sampling.batch_size // _rows_each(sampling)) * WINDOW):
+            fit: list[Encoded] = []
+            encoded = self._encoder.fitting(window, sampling.max_new_tokens, self._positions)
+            for request, ids in zip(window, encoded, strict=True):
+                if isinstance(ids, str):
+                    refused.append((request, Answer([], [], 0, 0, error=ids)))
+                else:
+                    fit.append((request, ids))
+            yield from sorted(fit, key=lambda pair: -len(pair[1]))
 
-    def _samples(
-        self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int
-    ) -> list[list[Completion]]:
+    def _sampled(self, encoded: Iterator[Encoded], sampling: TextSampling, seed: int) -> Iterator[Group]:
         once = sampling.model_copy(update={"n": distinct_samples(sampling)})
-        streams = [stream(request.key) for request, _ in batch]
-        return self._engine.generate([ids for _, ids in batch], once, seed=seed, streams=streams)
+        at_work: dict[int, Encoded] = {}
 
-    @torch.no_grad()
-    def _beams(
-        self, batch: list[tuple[Request, list[int]]], sampling: TextSampling, seed: int
-    ) -> list[list[Completion]]:
+        def prompts() -> Iterator[Prompt]:
+            for tag, (request, ids) in enumerate(encoded):
+                at_work[tag] = request, ids
+                yield Prompt(tag, stream(request.key), ids)
+
+        for tag, group in self._engine.samples(prompts(), once, seed=seed):
+            yield *at_work.pop(tag), group
+
+    def _searched(self, encoded: Iterator[Encoded], sampling: TextSampling, seed: int) -> Iterator[Group]:
         """Beam search. One request at a time where a batch would change the answer: sampled beams share a generator, and
         `generate` counts padding (here often EOS) among the tokens to penalise."""
-        if sampling.temperature == 0 and not Penalties(sampling):
-            return self._search([ids for _, ids in batch], sampling)
-        groups = []
-        for request, ids in batch:
+        together = sampling.temperature == 0 and not Penalties(sampling)
+        for batch in windows(encoded, max(1, sampling.batch_size // sampling.num_beams) if together else 1):
             with torch.random.fork_rng():
-                torch.manual_seed(request_seed(seed, request.key))
-                groups += self._search([ids], sampling)
-        return groups
+                torch.manual_seed(request_seed(seed, batch[0][0].key))
+                groups = self._search([ids for _, ids in batch], sampling)
+            yield from ((request, ids, group) for (request, ids), group in zip(batch, groups, strict=True))
 
+    @torch.no_grad()
     def _search(self, prompts: list[list[int]], sampling: TextSampling) -> list[list[Completion]]:
         policy, tokenizer = self._engine.policy.eval(), self._engine.tokenizer
         network = policy.transformer
@@ -163,6 +168,11 @@ def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) ->
         use_cache=True,
         **(warpers if sampled else {}),
     )
+
+
+def _rows_each(sampling: TextSampling) -> int:
+    """Places of the batch that a request takes."""
+    return sampling.num_beams if sampling.num_beams > 1 else distinct_samples(sampling)
 
 
 def _answer(prompt: list[int], group: list[Completion], sampling: TextSampling) -> Answer:

@@ -1,0 +1,126 @@
+"""The keys and values of rows that decode side by side: room for the next column, and for rows that come and go.
+
+Under `decoding`. All rows end in the same column, the newest; a shorter row begins further to the right. Differs from
+`DynamicCache`, which copies every key and value at every token and cannot take a row in: a column is written in place, a
+row that ended gives its place to the last one, and a new prompt's keys and values are laid beside those at work. Layers with
+a sliding window keep all their columns (the model's mask hides what is out of sight), since rows of different ages share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+SPARE = 64  # columns to spare when the buffers grow: the copy is paid once in so many tokens
+
+
+class RowLayer(DynamicLayer):
+    """One layer: `keys` and `values` [rows, heads, columns, dim] are views of buffers that have room to spare."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__()
+        self._slots = slots
+        self._buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the next columns, [rows, heads, new, dim]; returns all of them."""
+        new = key_states.shape[2]
+        self._show(self.keys.shape[0], self.keys.shape[2] + new, like=(key_states, value_states))
+        self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
+        return self.keys, self.values
+
+    def join(self, keys: Tensor, values: Tensor, width: int) -> None:
+        """Add rows below: blocks [new rows, heads, longest, dim] that end where all end, in column `width`."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys[:0], values[:0]
+        rows, longest = self.keys.shape[0], keys.shape[2]
+        self._show(rows + keys.shape[0], width, like=(keys, values))
+        self.keys[rows:, :, width - longest :], self.values[rows:, :, width - longest :] = keys, values
+
+    def keep(self, movers: Tensor, holes: Tensor, rows: int) -> None:
+        """Let the rows `movers` take the places of `holes`, and `rows` in all remain."""
+        for view in (self.keys, self.values):
+            view[holes] = view[movers]
+        self._show(rows, self.keys.shape[2])
+
+    def realign(self, longest: int, width: int) -> None:
+        """Move the last `longest` columns so that they end in column `width`."""
+        last = [view[:, :, view.shape[2] - longest :].clone() for view in (self.keys, self.values)]
+        self._show(self.keys.shape[0], width, like=last)
+        self.keys[:, :, width - longest :], self.values[:, :, width - longest :] = last
+
+    def _show(self, rows: int, width: int, *, like: Sequence[Tensor] = ()) -> None:
+        """Set the views; where the buffers are too small (`like`: what they are to hold), in larger ones with the same content."""
+        if like and (not self._buffers or self._buffers[0].shape[2] < width or self._buffers[0].shape[0] < rows):
+            views = (self.keys, self.values)
+            self._buffers = [self._larger(view, states, rows, width) for view, states in zip(views, like, strict=True)]
+        self.keys, self.values = (buffer[:rows, :, :width] for buffer in self._buffers)
+
+    def _larger(self, view: Tensor, states: Tensor, rows: int, width: int) -> Tensor:
+        """Zeros, not uninitialised memory: a masked column counts zero times its value, and zero times NaN is NaN."""
+        _, heads, _, dim = states.shape
+        buffer = states.new_zeros(max(rows, self._slots), heads, width + SPARE, dim)
+        columns = min(view.shape[2], width)
+        buffer[: view.shape[0], :, :columns] = view[:, :, :columns]
+        return buffer
+
+
+class RowCache(Cache):
+    """A cache for `slots` rows that come and go, for models that keep nothing but keys and values."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(layers=[])
+        self._slots = slots
+
+    def join(self, prompts: Cache, samples: int, width: int) -> None:
+        """Add `samples` rows for each row of another cache (left-padded, or all of one length)."""
+        if not self.layers:
+            self.layers = [RowLayer(self._slots) for _ in prompts.layers]
+        for mine, theirs in zip(self.layers, prompts.layers, strict=True):
+            if theirs.keys is not None:  # a layer that looks at another's keys has none of its own
+                blocks = (x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values))
+                mine.join(*blocks, width)
+
+    def keep(self, indices: list[int]) -> list[int]:
+        """Let go of all rows but these; returns them in their new order: only as many are moved as there are holes."""
+        count = len(indices)
+        staying = {i for i in indices if i < count}
+        holes, movers = [i for i in range(count) if i not in staying], [i for i in indices if i >= count]
+        places = dict(zip(holes, movers, strict=True))
+        for layer in self._filled():
+            device = layer.keys.device
+            layer.keep(*(torch.tensor(rows, device=device, dtype=torch.long) for rows in (movers, holes)), count)
+        return [places.get(i, i) for i in range(count)]
+
+    def realign(self, longest: int, width: int) -> None:
+        """Cut the columns that no row needs any more, or make room at the left, so that the last column is `width`."""
+        for layer in self._filled():
+            layer.realign(longest, width)
+
+    def _filled(self) -> list[RowLayer]:
+        return [layer for layer in self.layers if layer.is_initialized]
+
+
+def flat_to_rows(flat: Cache, lengths: list[int]) -> None:
+    """Turn the cache of prompts laid end to end, [1, heads, tokens, dim], into one of rows that end in the same column.
+
+    A shorter row's first columns hold whatever stood before it: no number is out of range, and the mask hides them.
+    """
+    width = max(lengths)
+    ends = torch.tensor(lengths).cumsum(0)
+    columns = (ends[:, None] - width + torch.arange(width)).clamp(min=0)
+    for layer in flat.layers:
+        if layer.keys is not None:
+            index = columns.to(layer.keys.device)
+            layer.keys, layer.values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))
+
+
+def only_keys_and_values(config: PretrainedConfig) -> bool:
+    """Whether rows may come and go: not in a model that carries other state along (convolutions, linear attention)."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)

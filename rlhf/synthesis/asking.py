@@ -22,6 +22,7 @@ from ..errors import RlhfError
 from ..generation.text import Answer, Request, TextEngine
 from ..recipe.synthesis import TextSampling
 from .journal import Journal
+from .naming import Names
 
 FAILURES = 25  # in a row, with no answer between: the engine is gone, and asking on would only drop rows
 
@@ -55,16 +56,19 @@ class Made:
 
 
 class Task(Protocol):
-    """A step over rows. `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones."""
+    """A step over rows, each known by its `name` (see `naming`): its chance hangs on that, not on the row's place.
+
+    `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones.
+    """
 
     lanes: Sequence[Lane]
     rounds: int
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         """The requests that this row makes in this round. Raises ValueError for a row that the step does not fit."""
         ...
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         """What becomes of the row; called once a row, in order."""
         ...
 
@@ -101,6 +105,7 @@ class Run:
     rows: Callable[[], Iterator[Located]]
     engine: Callable[[str], TextEngine]
     journal: Journal | None  # None only where nothing is asked
+    names: Names
     seed: int
     progress: Callable[[str, int, int, int], None] = lambda title, done, total, tokens: None
     costs: dict[str, Cost] = field(default_factory=dict)
@@ -128,7 +133,7 @@ class Run:
         """The rows that the step makes, in the order of those it had."""
         for position, row in enumerate(self.rows()):
             try:
-                made = self.task.made(row, position, self._given(position))
+                made = self.task.made(row, self._name(position), self._given(position))
             except ValueError as error:
                 raise row.error(str(error)) from error
             account.add(made)
@@ -137,11 +142,15 @@ class Run:
     def _requests(self, round: int, lane: int) -> Iterator[tuple[str, int, Ask]]:
         for position, row in enumerate(self.rows()):
             try:
-                for ask in self.task.asks(row.data, position, round, self._given(position)):
+                name = self._name(position)
+                for ask in self.task.asks(row.data, name, round, self._given(position)):
                     if ask.lane == lane:
-                        yield key_of(position, ask), position, ask
+                        yield key_of(name, ask), position, ask
             except ValueError as error:
                 raise row.error(str(error)) from error
+
+    def _name(self, position: int) -> str:
+        return "" if self.journal is None else self.names.of(position)
 
     def _given(self, position: int) -> Given:
         return lambda slot: None if self.journal is None else self.journal.get(position, slot)
@@ -211,9 +220,9 @@ class Account:
         }
 
 
-def key_of(position: int, ask: Ask) -> str:
-    """A request's name: its row's place, its slot there, and a digest of what it asks."""
-    return f"{position}/{ask.slot}/{_digest(ask.prompt)}"
+def key_of(name: str, ask: Ask) -> str:
+    """What a request goes by: its row's name, its slot there, and a digest of what it asks."""
+    return f"{name}/{ask.slot}/{_digest(ask.prompt)}"
 
 
 def chance(*parts: object) -> float:

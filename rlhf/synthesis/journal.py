@@ -6,8 +6,8 @@ Written by `asking` as answers come, read by the steps when they make rows of th
 the disk at the latest a second or 32 answers later; `kill -9` loses what had not been written, a power cut at most that second. A
 torn last line is cut off on opening; a damaged one in between is passed over, counted, and asked again.
 
-An answer is found by its key `position/slot/digest`: the row's place among the step's rows, which of the row's requests it was,
-and a digest of what was asked. So a row that changed is asked anew, and one that did not is not. The header holds what all answers
+An answer is found by its key `name/slot/digest`: its row's name (see `naming`), which of the row's requests it was, and a digest of what was
+asked. So a row that changed is asked anew, and one that did not is not, wherever it stands now. The header holds what all answers
 depend on (step, engine, seed): where that changed the old file is kept aside under its digest, and taken up again when it changes back.
 
 Memory: eight bytes a possible answer. The texts stay on disk.
@@ -45,12 +45,20 @@ class Journal:
     """One step's answers. Use as a context manager; one process at a time.
 
     `header`: what the answers depend on. `say`: told, in a user's words, when an old journal is kept aside or a damaged line is found.
+    `place`: the position of the row that a key's name stands for, None where there is no such row now (its answers stay on disk).
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], say: Callable[[str], None] = lambda _: None) -> None:
-        self.path, self._say = path, say
+    def __init__(
+        self,
+        path: Path,
+        header: dict[str, Any],
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        place: Callable[[str], int | None] = int,
+    ) -> None:
+        self.path, self._say, self._place = path, say, place
         self._header = {"journal": VERSION, "digest": digest_of(header), **header}
-        self.kept = self.damaged = 0  # answers found on opening, and lines that could not be read
+        self.kept = self.damaged = 0  # answers to these rows found on opening, and lines that could not be read
         self._offsets: dict[str, array[int]] = {}  # by slot, by position; 0 where there is none
         self._lock = self._file = -1
         self._end = self._unsynced = 0
@@ -130,12 +138,17 @@ class Journal:
             parts.append(part)
             offset += len(part)
 
-    def _index(self, key: str, offset: int) -> None:
-        position, slot, _ = key.split("/", 2)
+    def _index(self, key: str, offset: int) -> bool:
+        """Remember where the answer is; False where its row is not among the rows now."""
+        name, slot, _ = key.split("/", 2)
+        position = self._place(name)
+        if position is None:
+            return False
         offsets = self._offsets.setdefault(slot, array("q"))
-        if (missing := int(position) + 1 - len(offsets)) > 0:
+        if (missing := position + 1 - len(offsets)) > 0:
             offsets.extend([0] * missing)
-        offsets[int(position)] = offset
+        offsets[position] = offset
+        return True
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -171,8 +184,7 @@ class Journal:
                     found = json.loads(line)
                     key = found.pop("key")
                     if Answer(**found).error is None:
-                        self._index(key, offset)
-                        self.kept += 1
+                        self.kept += self._index(key, offset)
                 except (ValueError, TypeError, KeyError, AttributeError):
                     self.damaged += 1
             self._end = offset + len(line)

@@ -91,7 +91,7 @@ class Judging:
         self.comparisons = Comparisons()
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         completions = completions_to_score(row, "judge")
         for a, b in self.pairs(len(completions)):
             for order, (first, second) in enumerate(((a, b), (b, a))):
@@ -101,7 +101,7 @@ class Judging:
                         text = f"{text}\n\n{self._reminder}"
                     yield Ask(f"{a}-{b}.{order}.{round}", self._with_system(text))
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         n = len(row.data["completions"])
         shares: list[list[Outcome]] = [[] for _ in range(n)]
         rationales: list[list[str]] = [[] for _ in range(n)]

@@ -33,10 +33,10 @@ class Paraphrasing:
         self._made = self._broken = 0
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         yield Ask("0", self._request(self._words(row["prompt"])[1])[0])
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         head, words = self._words(row.data["prompt"])
         answer = given("0")
         number = self._request(words)[1]

@@ -36,10 +36,10 @@ class Selecting:
         self._chosen: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         return ()
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         data = row.data
         if "completions" not in data or not ("scores" in data or "ranking" in data):
             raise ValueError("select needs completions with scores; put score or judge before it")

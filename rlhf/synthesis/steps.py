@@ -35,6 +35,7 @@ from .evolving import Evolving
 from .identity import header_of
 from .journal import Journal
 from .judging import Judging
+from .naming import Names
 from .paraphrasing import Paraphrasing, in_one_group
 from .scoring import SCORER, Measuring, Rating
 from .selection import Selecting
@@ -105,12 +106,15 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         task = task_of(section, seed)
         own_seed = seed + 1_000_003 * header["occurrence"]
         path = folder / "journal" / f"step-{number}.jsonl"
-        with Journal(path, header, _say) if task.rounds else nullcontext() as journal:
+        read = _reader(rows, section)
+        names = Names(row.data["prompt"] for row in read() if task.rounds)
+        with Journal(path, header, _say, place=names.place) if task.rounds else nullcontext() as journal:
             run = Run(
                 task,
-                _reader(rows, section),
+                read,
                 lambda name: self._get(name, section),
                 journal,
+                names,
                 own_seed,
                 _Progress(step.name),
             )

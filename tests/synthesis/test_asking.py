@@ -95,6 +95,37 @@ def test_only_rows_that_changed_are_asked_again(tmp_path: Path) -> None:
     assert rows[4]["rejected"] == "answer to new"
 
 
+def test_rows_may_move_and_go_without_being_paid_for_again(tmp_path: Path) -> None:
+    """What a row is called hangs on its prompt, not on its place, and so does what is drawn for it."""
+    journal = tmp_path / "j.jsonl"
+    members = {"members": [{"engine": "a", "system": s} for s in "xyz"], "per_prompt": 2}
+    first = pool(ROWS, {"a": FakeEngine()}, journal=journal, **members).rows
+    moved = [{"prompt": "in front"}, *reversed(ROWS[3:]), ROWS[0]]
+    moved[0]["completion"] = "c"
+    engine = FakeEngine()
+    rows, report = pool(moved, {"a": engine}, journal=journal, **members)
+    assert {prompt.rpartition("\n")[2] for prompt in engine.prompts} == {"user: in front"}
+    assert report["engines"]["a"]["from_journal"] == 2 * 28
+    assert rows[1:] == [*reversed(first[3:]), first[0]]
+
+
+def test_rows_of_one_prompt_are_told_apart(tmp_path: Path) -> None:
+    twice = [ROWS[0], ROWS[1], ROWS[0], ROWS[0]]
+    sampling = {"n": 2}
+    rows = generate(twice, FakeEngine(), journal=tmp_path / "j.jsonl", sampling=sampling).rows
+    assert len({tuple(row["completions"]) for row in rows}) == 4  # each has samples of its own
+    idle = FakeEngine()
+    again = [twice[0], twice[2], twice[1]]
+    made = generate(again, idle, journal=tmp_path / "j.jsonl", sampling=sampling).rows
+    assert made == [rows[0], rows[2], rows[1]]
+    assert idle.prompts == []
+
+
+def test_a_row_without_a_prompt_is_named() -> None:
+    with pytest.raises(DataError, match="rows:2: prompt: every row needs one; this has question"):
+        generate([ROWS[0], {"question": "q"}], FakeEngine())
+
+
 def test_the_same_seed_gives_the_same_rows_whatever_the_order_of_the_answers() -> None:
     def made(ahead: int, seed: int) -> list[Row]:
         engine = FakeEngine(ahead=ahead)

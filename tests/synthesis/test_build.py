@@ -12,7 +12,9 @@ from pydantic import ValidationError
 from rlhf.data.build import build as data_build
 from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError, RlhfError
+from rlhf.generation.text import Answer, Request
 from rlhf.recipe.sections import SourceSection
+from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis.steps import ModelSteps
 
 from ..data.support import lines
@@ -98,6 +100,25 @@ def test_changed_settings_start_anew_and_unchanged_steps_do_not(tmp_path: Path, 
     assert "kept as step-2." in capsys.readouterr().err
     assert run({}) == (0, 0)  # back to what was: its answers are still there
     assert run({}, seed=1) == (5, 10)
+
+
+def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tmp_path: Path) -> None:
+    """A request that fails in one step drops its row, which must not make strangers of all rows after it in the next."""
+    steps = [{"generate": {"engine": "a", "into": "completions"}}, {"judge": {"engine": "b"}}]
+    made = recipe(tmp_path / "out", source(tmp_path, 30), *steps, engines=["a", "b"])
+
+    class Once(FakeEngine):
+        def answer(self, request: Request, sampling: TextSampling, seed: int) -> Answer:
+            good = super().answer(request, sampling, seed)
+            return good if request.prompt != "q3" else Answer([], [], 0, 0, 5, "HTTP 500")
+
+    assert build(made, a=Once(), b=FakeEngine(judge_of_length))["rows_out"] == 29
+    engines = {"a": FakeEngine(), "b": FakeEngine(judge_of_length)}
+    report = build(made, **engines)
+    assert report["rows_out"] == 30
+    assert engines["a"].prompts == ["q3"]
+    assert len(engines["b"].prompts) == 2
+    assert all("\nq3\n" in prompt for prompt in engines["b"].prompts)
 
 
 def test_two_steps_alike_draw_different_samples(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,24 @@ def test_two_steps_alike_draw_different_samples(tmp_path: Path) -> None:
 
 def lengths(prompts: list[str], completions: list[str]) -> list[float]:
     return [float(len(text)) for text in completions]
+
+
+def test_a_callable_that_was_changed_scores_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_scores.py"
+    ranking = {"prompt": "q", "completions": ["a", "bbb"], "scores": [0, 0]}
+    made = recipe(
+        tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": "own_scores:score"}}
+    )
+    for text, expected in (("len(c)", [1.0, 3.0]), ("-len(c)", [-1.0, -3.0])):
+        module.write_text(f"def score(prompts, completions):\n    return [{text} for c in completions]\n")
+        monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+        importlib.invalidate_caches()
+        build(made)
+        assert [row["scores"] for row in read(tmp_path / "out")] == [expected]
+    assert "made for other settings" in capsys.readouterr().err
 
 
 def test_one_engine_is_open_at_a_time(tmp_path: Path) -> None:

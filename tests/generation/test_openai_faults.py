@@ -143,6 +143,10 @@ def test_the_key_is_written_nowhere(
         with pytest.raises(SetupError, match=r"the key in \$TEACHER_KEY is refused .*\[key\]") as caught:
             ask(server, ["x"], api_key_env="TEACHER_KEY")
         written.append(repr(caught.getrepr(showlocals=False)) + str(caught.value))
+    with serving() as server:  # says the key back as its answer
+        answers = ask(server, [KEY[::-1]], api_key_env="TEACHER_KEY")
+        assert answers[KEY[::-1]].texts == ["<[key]>"]
+        written.append(repr(list(answers.values())))
     engine = open_engine(section_for("http://127.0.0.1:9/v1", api_key_env="TEACHER_KEY"), name="teacher")
     written += [repr(engine), repr(section_for("http://127.0.0.1:9/v1", api_key_env="TEACHER_KEY"))]
     written += [*capfd.readouterr(), caplog.text]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -151,7 +151,7 @@ class OpenaiServer:
             try:
                 found = parse_choices(reply.text, body["n"])
                 run.answered = True
-                return found
+                return replace(found, texts=[self._clean(text) for text in found.texts])
             except ValueError as error:
                 raise _Passing(str(error)) from None
         if passes(reply.status):

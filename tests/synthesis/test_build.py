@@ -142,9 +142,7 @@ def test_a_callable_that_was_changed_scores_anew(
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "own_scores.py"
     ranking = {"prompt": "q", "completions": ["a", "bbb"], "scores": [0, 0]}
-    made = recipe(
-        tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": "own_scores:score"}}
-    )
+    made = recipe(tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": "own_scores:score"}})
     for text, expected in (("len(c)", [1.0, 3.0]), ("-len(c)", [-1.0, -3.0])):
         module.write_text(f"def score(prompts, completions):\n    return [{text} for c in completions]\n")
         monkeypatch.delitem(sys.modules, "own_scores", raising=False)

@@ -50,7 +50,7 @@ class Member:
         self._system = section.system
         self._template = None
         if section.prompt is not None:
-            self._template = template(section.prompt, step, section.language, needs=["prompt"])
+            self._template = template(section.prompt, step, section.language)
 
     def request(self, prompt: Text) -> Text:
         """What it is asked for a row's prompt: the prompt itself, or as the template and the system message have it."""

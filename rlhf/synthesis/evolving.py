@@ -29,7 +29,7 @@ class Evolving:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling)]
         self.rounds = step.evolutions
         self._step, self._seed = step, seed
-        self._template = template(step.prompt, "evolve", step.language, needs=["prompt", "completion"], may=["method"])
+        self._template = template(step.prompt, "evolve", step.language)
         self._methods: dict[str, str] = {name: built_in(f"method_{name}", step.language) for name in step.methods}
         self._used: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()

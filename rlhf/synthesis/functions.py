@@ -121,7 +121,10 @@ def _apply(
             raise DataError(
                 "rows", f"every row needs one; this has {', '.join(row) or 'nothing'}", row=number, field="prompt"
             )
-    task = task_of(section, seed)
+    try:
+        task = task_of(section, seed)
+    except RecipeError as error:
+        raise RecipeError(f"{name}.prompt: {error}") from error
     with tempfile.TemporaryDirectory() if journal is None else nullcontext() as scratch:
         path = Path(scratch) / "journal.jsonl" if scratch is not None else Path(journal or "")
         names = Names(row["prompt"] for row in held)

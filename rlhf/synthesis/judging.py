@@ -85,7 +85,7 @@ class Judging:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, VERDICTS)]
         self.rounds = 1 + step.retries
         self._step = step
-        self._template = template(step.prompt, "judge", step.language, needs=["prompt", "a", "b"], may=["form"])
+        self._template = template(step.prompt, "judge", step.language)
         self._form = built_in("form_judge_rationale" if step.rationale else "form_judge", step.language)
         self._reminder = built_in("form_again", step.language)
         self.comparisons = Comparisons()

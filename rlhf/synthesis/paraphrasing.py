@@ -29,7 +29,7 @@ class Paraphrasing:
     def __init__(self, step: ParaphraseStep) -> None:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling.model_copy(update={"n": step.k}))]
         self._step = step
-        self._template = template(step.prompt, "paraphrase", step.language, needs=["prompt"])
+        self._template = template(step.prompt, "paraphrase", step.language)
         self._made = self._broken = 0
         self._left_out: Counter[str] = Counter()
 

@@ -31,8 +31,7 @@ class Rating:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, SCORES)]
         self.rounds = 1 + step.retries
         self._step = step
-        needs, may = ["prompt", "completion"], ["aspect", "form"]
-        self._template = template(step.prompt, "score", step.language, needs=needs, may=may)
+        self._template = template(step.prompt, "score", step.language)
         self._aspects = [built_in(f"aspect_{aspect}", step.language) for aspect in step.aspects]
         self._form = built_in("form_score_rationale" if step.rationale else "form_score", step.language)
         self._reminder = built_in("form_again", step.language)

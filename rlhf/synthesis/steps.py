@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..data.rows import Located
-from ..errors import RlhfError
+from ..errors import RecipeError, RlhfError
 from ..generation.text import TextEngine
 from ..recipe.schema import DataRecipe
 from ..recipe.steps import DataStep, ModelStep
@@ -29,8 +29,10 @@ from ..recipe.synthesis import (
     PoolStep,
     ScoreStep,
 )
+from ..recipe.yaml_lines import dotted
 from .answering import generating, pooling
 from .asking import Account, Run, Task
+from .checks import problems
 from .evolving import Evolving
 from .identity import header_of
 from .journal import Journal
@@ -83,9 +85,8 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         self._open = open_engine or _open_engine
         self._name, self._engine = "", None  # type: tuple[str, TextEngine | None]
         self._headers: list[dict[str, Any]] = []
-        for step in recipe.steps:  # a prompt that cannot be read is found before anything is asked
-            if step.model_step is not None:
-                task_of(step.model_step, recipe.seed)
+        if found := [f"{dotted(key)}: {problem}" for key, problem in problems(recipe)]:
+            raise RecipeError(found)
 
     def __enter__(self) -> Self:
         return self

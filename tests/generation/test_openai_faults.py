@@ -207,7 +207,7 @@ def test_an_address_that_cannot_be_one(tmp_path: Path, url: str) -> None:
     path = tmp_path / "r.yaml"
     engine = f'{{engine: openai, model: m, base_url: "{url}"}}'
     path.write_text(
-        f"method: data\noutput_dir: out\nsources: [x.jsonl]\nengines:\n  t: {engine}\nsteps: [{{generate: {{engine: t}}}}]\n"
+        f"method: data\noutput_dir: out\nsources: [{{path: x.jsonl}}]\nengines:\n  t: {engine}\nsteps: [{{generate: {{engine: t}}}}]\n"
     )
     with pytest.raises(RecipeError, match=r"r.yaml:5: engines.t.base_url: ") as caught:
         load(path)

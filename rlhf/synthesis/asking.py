@@ -24,7 +24,8 @@ from ..recipe.synthesis import TextSampling
 from .journal import Journal
 from .naming import Names
 
-FAILURES = 25  # in a row, with no answer between: the engine is gone, and asking on would only drop rows
+FAILURES = 25  # requests given up in a row: the engine is gone, and asking on would only drop rows
+REASONS = 20  # failures that are told apart; what a server says may differ from one to the next
 
 Given = Callable[[str], Answer | None]  # the answer to one of a row's own requests, by its slot
 
@@ -79,11 +80,12 @@ class Task(Protocol):
 
 @dataclass
 class Cost:
-    """What one engine was asked, this time and in the runs before that this one goes on from."""
+    """What one engine was asked, this time and in the runs before that this one goes on from. `failures`: how many, by reason."""
 
     requests: int = 0
     from_journal: int = 0
     failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -91,7 +93,10 @@ class Cost:
     def add(self, answer: Answer, *, known: bool) -> None:
         self.requests += 1
         self.from_journal += known
-        self.failed += answer.error is not None
+        if answer.error is not None:
+            self.failed += 1
+            told = answer.error in self.failures or len(self.failures) < REASONS
+            self.failures[answer.error if told else "other reasons"] += 1
         self.retries += answer.retries
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
@@ -185,7 +190,8 @@ class Run:
             raise RlhfError(f"engine {lane.engine}: left {len(out)} requests unanswered, such as {next(iter(out))}")
 
     def _watch(self, lane: Lane, answer: Answer) -> None:
-        self._failures = self._failures + 1 if answer.error is not None else 0
+        """An engine that is gone ends the run; a request that it refuses (too long, say) is that row's affair, however many there are."""
+        self._failures = self._failures + 1 if answer.gave_up else 0
         if self._failures >= FAILURES:
             raise RlhfError(
                 f"engine {lane.engine}: {FAILURES} requests in a row failed, the last with: {answer.error}; the answers so far are "

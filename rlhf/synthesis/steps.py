@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -189,10 +190,12 @@ def _tell(report: dict[str, Any]) -> None:
     """What must not be overlooked: answers that could not be used."""
     if "unparsed_rate" in report:
         _say(f"  answers that could not be read: {report['unparsed_rate']:.1%}, {report['unparsed']} in all")
-    failed = sum(engine["failed"] for engine in report.get("engines", {}).values())
-    if failed:
+    failures = sum((engine["failures"] for engine in report.get("engines", {}).values()), Counter[str]())
+    if failures:
+        [(reason, _)] = failures.most_common(1)
         _say(
-            f"  {failed} requests failed and their rows lack those answers; run the same command again to ask them again"
+            f"  {failures.total()} requests failed (mostly: {reason}) and their rows lack those answers; "
+            "build it again (rlhf data build) to have them asked again"
         )
 
 

@@ -60,7 +60,7 @@ def test_a_fault_that_stays_is_that_requests_error_alone(fault: str) -> None:
         answers = ask(server, ["fine", "bad", "well"], max_retries=2, timeout=0.3 if fault in SLOW else 20.0)
         assert server.tries["bad"] == 3
         bad = answers.pop("bad")
-        assert bad.texts == [] and bad.retries == 2
+        assert bad.texts == [] and bad.retries == 2 and bad.gave_up
         assert bad.error is not None and bad.error.startswith("no answer after 3 tries: ")
         assert [a.error for a in answers.values()] == [None, None]
 

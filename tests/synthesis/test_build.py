@@ -104,7 +104,7 @@ def test_changed_settings_start_anew_and_unchanged_steps_do_not(tmp_path: Path, 
     assert run({}, seed=1) == (5, 10)
 
 
-def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tmp_path: Path) -> None:
+def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tmp_path: Path, capsys: Any) -> None:
     """A request that fails in one step drops its row, which must not make strangers of all rows after it in the next."""
     steps = [{"generate": {"engine": "a", "into": "completions"}}, {"judge": {"engine": "b"}}]
     made = recipe(tmp_path / "out", source(tmp_path, 30), *steps, engines=["a", "b"])
@@ -115,6 +115,7 @@ def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tm
             return good if request.prompt != "q3" else Answer([], [], 0, 0, 5, "HTTP 500")
 
     assert build(made, a=Once(), b=FakeEngine(judge_of_length))["rows_out"] == 29
+    assert "1 requests failed (mostly: HTTP 500)" in capsys.readouterr().err
     engines = {"a": FakeEngine(), "b": FakeEngine(judge_of_length)}
     report = build(made, **engines)
     assert report["rows_out"] == 30

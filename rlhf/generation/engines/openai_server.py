@@ -108,7 +108,7 @@ class OpenaiServer:
         except _Passing as fault:
             tries = self._section.max_retries
             reason = f"no answer after {1 + tries} tries: {fault}"
-            return Answer([], [], prompt_tokens, completion_tokens, retries + tries, error=reason)
+            return Answer([], [], prompt_tokens, completion_tokens, retries + tries, error=reason, gave_up=True)
         except (_Refused, ValueError, DataError) as refusal:
             return Answer([], [], prompt_tokens, completion_tokens, retries, error=str(refusal))
         copies = run.sampling.n // run.wanted  # greedy: one stands for all

@@ -110,7 +110,8 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         path = folder / "journal" / f"step-{number}.jsonl"
         read = _reader(rows, section)
         names = Names(row.data["prompt"] for row in read() if task.rounds)
-        with Journal(path, header, _say, place=names.place) if task.rounds else nullcontext() as journal:
+        opened = Journal(path, header, _say, place=names.place, kin="step-*.jsonl") if task.rounds else nullcontext()
+        with opened as journal:
             run = Run(
                 task,
                 read,

@@ -124,6 +124,15 @@ def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tm
     assert all("\nq3\n" in prompt for prompt in engines["b"].prompts)
 
 
+def test_a_step_put_in_front_makes_nothing_new(tmp_path: Path) -> None:
+    steps = [{"generate": {"engine": "a"}}, {"judge": {"engine": "b"}}]
+    for more in ([], [{"dedup": {"engine": "exact"}}]):
+        engines = {"a": FakeEngine(), "b": FakeEngine(judge_of_length)}
+        made = recipe(tmp_path / "out", source(tmp_path, 9), *more, *steps, engines=["a", "b"])
+        assert build(made, **engines)["rows_out"] == 9
+        assert [len(engine.keys) for engine in engines.values()] == ([0, 0] if more else [9, 18])
+
+
 def test_two_steps_alike_draw_different_samples(tmp_path: Path) -> None:
     again = {"generate": {"engine": "a", "sampling": {"n": 2}}}
     steps = [again, again, {"score": {"callable": "tests.synthesis.test_build:lengths"}}]

@@ -120,8 +120,13 @@ class Run:
         """Every request of every row answered and in the journal. Raises what the engines raise, RlhfError when one goes away."""
         if self.journal is None:
             return
+        engines = [lane.engine for lane in self.task.lanes]
+        by_engine = sorted(
+            range(len(engines)), key=lambda lane: engines.index(engines[lane])
+        )  # each is loaded once a round
         for round in range(self.task.rounds):
-            for number, lane in enumerate(self.task.lanes):
+            for number in by_engine:
+                lane = self.task.lanes[number]
                 cost = self.costs.setdefault(lane.engine, Cost())
                 waiting = 0
                 for key, position, ask in self._requests(round, number):

@@ -180,6 +180,21 @@ def test_one_engine_is_open_at_a_time(tmp_path: Path) -> None:
     assert (engines["a"].closed, engines["b"].closed) == (1, 1)
 
 
+def test_an_engine_of_several_members_is_opened_once(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def opening(section: Any, name: str) -> FakeEngine:
+        opened.append(name)
+        return FakeEngine(judge_of_length)
+
+    members = [{"engine": "a"}, {"engine": "b"}, {"engine": "a", "system": "Be brief."}]
+    steps = [{"pool": {"members": members, "per_prompt": 3}}, {"judge": {"engine": "b"}}]
+    made = recipe(tmp_path / "out", source(tmp_path, 5), *steps, engines=["a", "b"])
+    with ModelSteps(made, opening) as hook:
+        data_build(made, hook)
+    assert opened == ["a", "b"]
+
+
 def test_paraphrases_stay_on_their_originals_side(tmp_path: Path) -> None:
     step = {"paraphrase": {"engine": "a", "k": 2, "sampling": {"temperature": 1.0}}}
     made = recipe(tmp_path / "out", source(tmp_path), step, {"split": {"test": 0.4, "by": "group"}}, engines=["a"])

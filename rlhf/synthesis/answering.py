@@ -59,7 +59,10 @@ class Member:
         if self._system is None:
             return prompt
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return [{"role": "system", "content": self._system}, *turns]
+        system = self._system
+        if turns and turns[0]["role"] == "system":  # chat templates take one: the step's words, then the row's
+            system, turns = f"{system}\n\n{turns[0]['content']}", turns[1:]
+        return [{"role": "system", "content": system}, *turns]
 
 
 class Answering:

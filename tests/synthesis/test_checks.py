@@ -13,6 +13,7 @@ import pytest
 from rlhf.check import check
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import read
+from rlhf.synthesis.checks import problems
 
 from .support import FakeEngine, build, recipe
 
@@ -61,6 +62,36 @@ def test_check_finds_them_by_file_line_and_key(
     assert problem in found
     Path("r.yaml").write_text(RECIPE.format(member="", judge=""))
     assert check(read(Path("r.yaml"))).problems == []
+
+
+A, REJECTED = {"engine": "a"}, {"generate": {"engine": "a", "into": "rejected"}}
+COMPLETION = {"generate": {"engine": "a", "into": "completion"}}
+POOL = {"pool": {"members": [A]}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [
+        ([REJECTED, {"judge": A}], [("judge", "takes rows that are a ranking, and here come preference rows")]),
+        ([COMPLETION, {"select": {}}], [("select", "takes rows that are a ranking, and here come demonstration rows")]),
+        (
+            [POOL, {"judge": A}, {"select": {}}, {"evolve": A}, {"judge": A}],
+            [("evolve", "a demonstration or a ranking")],
+        ),
+        ([POOL, {"judge": A}, POOL, {"judge": A}], [("pool", "scored already")]),
+        ([POOL, {"judge": A}, {"evolve": A}, POOL, {"judge": A}], []),
+        ([COMPLETION, REJECTED], []),
+        ([COMPLETION, {"evolve": A | {"keep": "last"}}, {"paraphrase": A}, REJECTED], []),
+        ([{"judge": A}, {"dedup": {}}, {"pairs": {}}], []),
+    ],
+)
+def test_steps_that_cannot_take_what_comes_to_them(
+    tmp_path: Path, steps: list[Any], found: list[tuple[str, str]]
+) -> None:
+    said = list(problems(recipe(tmp_path, "x.jsonl", *steps, engines=["a"])))
+    assert len(said) == len(found)
+    for (key, message), (step, part) in zip(said, found, strict=True):
+        assert key[2] == step and part in message
 
 
 def test_a_build_finds_them_before_it_pays_for_the_steps_before(tmp_path: Path) -> None:

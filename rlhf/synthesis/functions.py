@@ -5,7 +5,7 @@
     rows, report = select(rows)
 
 A step's settings are the keys of its section in `recipe.synthesis`. With `journal`, a file of the caller's, answers are kept there and a
-second call with the same settings goes on from them.
+second call with the same settings goes on from them. It does not know who the engine is: give each model a file of its own.
 """
 
 from __future__ import annotations

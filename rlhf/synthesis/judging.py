@@ -85,13 +85,13 @@ class Judging:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, VERDICTS)]
         self.rounds = 1 + step.retries
         self._step = step
-        self._template = template(step.prompt, "judge", step.language, needs=["prompt", "a", "b"], may=["form"])
+        self._template = template(step.prompt, "judge", step.language)
         self._form = built_in("form_judge_rationale" if step.rationale else "form_judge", step.language)
         self._reminder = built_in("form_again", step.language)
         self.comparisons = Comparisons()
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         completions = completions_to_score(row, "judge")
         for a, b in self.pairs(len(completions)):
             for order, (first, second) in enumerate(((a, b), (b, a))):
@@ -101,7 +101,7 @@ class Judging:
                         text = f"{text}\n\n{self._reminder}"
                     yield Ask(f"{a}-{b}.{order}.{round}", self._with_system(text))
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         n = len(row.data["completions"])
         shares: list[list[Outcome]] = [[] for _ in range(n)]
         rationales: list[list[str]] = [[] for _ in range(n)]

@@ -31,14 +31,13 @@ class Rating:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, SCORES)]
         self.rounds = 1 + step.retries
         self._step = step
-        needs, may = ["prompt", "completion"], ["aspect", "form"]
-        self._template = template(step.prompt, "score", step.language, needs=needs, may=may)
+        self._template = template(step.prompt, "score", step.language)
         self._aspects = [built_in(f"aspect_{aspect}", step.language) for aspect in step.aspects]
         self._form = built_in("form_score_rationale" if step.rationale else "form_score", step.language)
         self._reminder = built_in("form_again", step.language)
         self._count = _Counts()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         for index, completion in enumerate(completions_to_score(row, "score")):
             for number, aspect in enumerate(self._aspects):
                 if all(score_of(given(f"{index}.{number}.{earlier}")) is None for earlier in range(round)):
@@ -46,7 +45,7 @@ class Rating:
                     # greedy decoding would say the same again to the same words
                     yield Ask(f"{index}.{number}.{round}", f"{text}\n\n{self._reminder}" if round else text)
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         scores: list[float | None] = []
         rationales = []
         for index, _ in enumerate(row.data["completions"]):
@@ -90,12 +89,12 @@ class Measuring:
         self._scored = 0
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         turns = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "prompt", "content": row["prompt"]}]
         for index, completion in enumerate(completions_to_score(row, "score")):
             yield Ask(f"{index}", [*turns, {"role": "assistant", "content": content(completion)}])
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         scores: list[float | None] = []
         for index, _ in enumerate(row.data["completions"]):
             answer = given(f"{index}")

@@ -8,6 +8,7 @@ the ratios that matter: ours over plain batched `generate`, vLLM over transforme
 from __future__ import annotations
 
 import argparse
+import gzip
 import importlib.util
 import json
 import os
@@ -26,25 +27,34 @@ from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import OpenaiSection, TextSampling, TransformersSection, VllmSection
 
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-RATIOS = [("transformers", "generate"), ("vllm", "vllm bare"), ("vllm", "transformers")]
+RATIOS = [
+    ("transformers", "generate"), ("transformers", "generate, sorted"), ("vllm", "vllm bare"), ("vllm", "transformers"),
+]  # fmt: skip
 TEXT = "the sea is calm and a film about two friends who meet again after years of work in the city"
 
 Contender = Callable[[], tuple[int, int]]  # rows and tokens that it made
 
 
-def requests_of(files: list[Path], rows: int) -> list[Request]:
-    """`rows` prompts of mixed lengths: from the files (JSON or JSON Lines with `prompt` or `question`), else made up."""
+def requests_of(files: list[Path], rows: int, max_chars: int = 2000) -> list[Request]:
+    """`rows` prompts of mixed lengths: drawn from those of the files that are no longer than `max_chars`, else made up."""
     draw = random.Random(0)
-    texts = [text for file in files for text in _texts(file)] or [
+    texts = [text for file in files for text in _texts(file) if len(text) <= max_chars] or [
         " ".join(draw.choices(TEXT.split(), k=int(2 ** draw.uniform(2, 8)))) for _ in range(rows)
     ]
     return [Request(str(i), text) for i, text in enumerate(draw.sample(texts, min(rows, len(texts))))]
 
 
 def _texts(file: Path) -> Iterator[str]:
-    text = file.read_text(encoding="utf-8")
+    """The prompts of JSON or JSON Lines, perhaps gzipped: `prompt`, `question`, or `instruction` with its `input`."""
+    content = file.read_bytes()
+    text = (gzip.decompress(content) if file.suffix == ".gz" else content).decode()
     found = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-    yield from (row.get("prompt") or row["question"] for row in found)
+    for row in found:
+        yield (
+            row.get("prompt")
+            or row.get("question")
+            or "\n\n".join(filter(None, [row["instruction"], row.get("input")]))
+        )
 
 
 def ours(engine: TextEngine, requests: list[Request], sampling: TextSampling) -> Contender:
@@ -59,8 +69,9 @@ def ours(engine: TextEngine, requests: list[Request], sampling: TextSampling) ->
     return run
 
 
-def plain_generate(engine: Any, requests: list[Request], sampling: TextSampling) -> Contender:
-    """`model.generate` on the prompts as they come, padded to the longest of each batch: what most scripts do."""
+def plain_generate(engine: Any, requests: list[Request], sampling: TextSampling, *, by_length: bool) -> Contender:
+    """`model.generate` on the prompts as they come, padded to the longest of each batch, which is what most scripts do; or on
+    the same sorted by length, the best that can be done without another loop."""
     import torch
     from transformers import GenerationConfig
 
@@ -71,6 +82,8 @@ def plain_generate(engine: Any, requests: list[Request], sampling: TextSampling)
         max_new_tokens=sampling.max_new_tokens, eos_token_id=stop, pad_token_id=pad,
     )  # fmt: skip
     prompts = engine._encoder.ids(requests)
+    if by_length:
+        prompts.sort(key=len)
 
     def run() -> tuple[int, int]:
         tokens = 0
@@ -111,7 +124,7 @@ def contenders(options: argparse.Namespace, stack: ExitStack) -> dict[str, Conte
     sampling = TextSampling(
         temperature=options.temperature, max_new_tokens=options.max_new_tokens, batch_size=options.batch_size
     )
-    requests = requests_of(options.prompts, options.rows)
+    requests = requests_of(options.prompts, options.rows, options.max_chars)
     found: dict[str, Contender] = {}
 
     def opened(section: Any) -> Any:
@@ -123,7 +136,8 @@ def contenders(options: argparse.Namespace, stack: ExitStack) -> dict[str, Conte
         model = ModelSection(name_or_path=options.model, dtype=options.dtype)
         engine = opened(TransformersSection(engine="transformers", model=model))
         found["transformers"] = ours(engine, requests, sampling)
-        found["generate"] = plain_generate(engine, requests, sampling)
+        found["generate"] = plain_generate(engine, requests, sampling, by_length=False)
+        found["generate, sorted"] = plain_generate(engine, requests, sampling, by_length=True)
     if "vllm" in options.engines and importlib.util.find_spec("vllm"):
         section = VllmSection(
             engine="vllm", model=options.model, dtype=options.dtype, max_model_len=options.max_model_len,
@@ -151,6 +165,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--prompts", type=Path, nargs="*", default=[], help="files of prompts; made up without")
+    parser.add_argument("--max-chars", type=int, default=2000, help="leave longer prompts of the files out")
+    parser.add_argument("--publish", default="generation", help="the name of the files under benchmarks/results")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--max-model-len", type=int, default=1024)
@@ -189,12 +205,15 @@ def _report(options: argparse.Namespace, seconds: dict[str, list[float]], made: 
     import torch
 
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} torch threads"
+    prompts = (
+        "real prompts (" + ", ".join(file.name for file in options.prompts) + ")" if options.prompts else "prompts"
+    )
     head = (
-        f"# Text engines\n{options.model}, {options.dtype}, {where}; {options.rows} prompts of mixed lengths, "
+        f"# Text engines\n{options.model}, {options.dtype}, {where}; {options.rows} {prompts} of mixed lengths, "
         f"at most {options.max_new_tokens} new tokens, temperature {options.temperature:g}, batch {options.batch_size}, "
         f"medians of {options.rounds} interleaved rounds."
     )
-    publish("generation", head, table, {"seconds": seconds, "made": made})
+    publish(options.publish, head, table, {"seconds": seconds, "made": made})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.journal --rows 100000
 
-Prints CPU and wall milliseconds a row of a first run (every answer to the journal) and of a second (every answer from it), the peak of
+CPU and wall milliseconds a row of a first run (every answer to the journal) and of a second (every answer from it), the peak of
 memory, and the same for a tenth of the rows: memory that grew with the rows would show.
 """
 
@@ -19,11 +19,24 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.publish import publish
 from rlhf.generation.text import Answer, Request
 from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.synthesis import TextSampling
 
 TEXT = "an answer of ordinary length, which is to say of about two hundred characters, " * 3
+
+
+MEANT = {
+    "first_cpu_ms_a_row": "first run, CPU ms a row",
+    "first_without_the_step_cpu_ms_a_row": "the same build without the step, CPU ms a row",
+    "second_cpu_ms_a_row": "run again with all answers in the journal, CPU ms a row",
+    "second_without_the_step_cpu_ms_a_row": "the same build without the step, CPU ms a row (second time)",
+    "first_wall_ms_a_row": "first run, wall ms a row",
+    "second_wall_ms_a_row": "run again, wall ms a row",
+    "journal_mb": "journal, MB",
+    "peak_mb": "peak memory of the process, MB",
+}
 
 
 class AtOnce:
@@ -88,12 +101,15 @@ def main() -> None:
     if arguments.here:
         print(json.dumps(measure(arguments.rows)))
         return
+    found = []
     for rows in (max(arguments.rows // 10, 1), arguments.rows):
         command = [sys.executable, "-m", "benchmarks.journal", "--here", "--rows", str(rows)]
-        figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(
-            "  ".join(f"{key} {value:.3f}" if value < 100 else f"{key} {value:.0f}" for key, value in figures.items())
-        )
+        found.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    lines = [("", [f"{figures['rows']:,.0f} rows" for figures in found])]
+    lines += [(meant, [f"{figures[key]:,.3g}" for figures in found]) for key, meant in MEANT.items()]
+    table = ["| " + " | ".join([name, *cells]) + " |" for name, cells in lines]
+    table.insert(1, "|---|" + "---|" * len(found))
+    publish("journal", "# Bookkeeping of model steps: `generate` with an engine that answers at once", table, found)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from pydantic import BaseModel
 
 from . import embedded
 from .recipe.loader import Loaded
-from .recipe.schema import PairJudgeSection
+from .recipe.schema import DataRecipe, PairJudgeSection
 from .recipe.sections import ScorerSection, SourceSection
 from .recipe.synthesis import OpenaiSection, ScoreStep
 from .recipe.yaml_lines import KeyPath, dotted
+from .synthesis.checks import problems
 
 FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|tgz|safetensors)$", re.IGNORECASE)
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
@@ -54,6 +55,9 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
         if isinstance(section, ScorerSection | PairJudgeSection | ScoreStep) and section.callable is not None:
             reason = _callable(section.callable)
             _look(loaded, (*path, "callable"), (reason, None), findings)
+    if isinstance(loaded.recipe, DataRecipe):
+        for key, problem in problems(loaded.recipe):
+            _look(loaded, key, (problem, None), findings)
     return findings
 
 

@@ -142,7 +142,8 @@ class Decoder:
         logits = self._logits
         if self._penalties:
             logits = self._penalties(logits, [[*row.prompt.ids, *row.ids] for row in self._rows])
-        noise = torch.tensor([row.noise[len(row.ids) - row.done] for row in self._rows], dtype=torch.float64)
+        drawn = [row.noise[len(row.ids) - row.done] for row in self._rows]  # a row that is done draws its last again
+        noise = torch.tensor(drawn, dtype=torch.float64)
         self._tokens = choose_tokens(logits, self._sampling, noise.to(logits.device))
         for row, token in zip(self._rows, self._tokens.tolist(), strict=True):
             if not row.done:

@@ -8,12 +8,14 @@ batch size (up to rounding: bf16 kernels differ a little with the size of a batc
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import RecipeError
 from ..models.policy import Policy
 from ..recipe.sections import SamplingSection
 from .decoding import Decoder, Prompt
@@ -47,9 +49,15 @@ class TransformersEngine:
     """Decodes in process with the very module that trains, adapters and all."""
 
     def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises RecipeError for a model that keeps its state elsewhere: it would forget its prompt without a word."""
         self.policy = policy
         self.tokenizer = tokenizer
         self.stop_ids = stop_token_ids(policy.transformer, tokenizer)
+        model = policy.transformer
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise RecipeError(
+                f"model: {type(model).__name__} has no past_key_values to sample with in process; use an engine of vllm"
+            )
 
     def generate(
         self,

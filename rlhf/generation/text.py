@@ -28,7 +28,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """`sampling.n` texts, whether each ended by itself, and the tokens paid for; or why there is none (`error`), after all retries."""
+    """`sampling.n` texts, whether each ended by itself, and the tokens paid for; or why there is none (`error`), after all retries.
+
+    `gave_up`: the engine said nothing at all to it, however often it was asked, and may be gone; else an error is about this request.
+    """
 
     texts: list[str]
     ended: list[bool]
@@ -36,6 +39,7 @@ class Answer:
     completion_tokens: int
     retries: int = 0
     error: str | None = None
+    gave_up: bool = False
 
 
 class OneLine(list[str]):

@@ -7,8 +7,9 @@ named by the step and the language, and lie in rlhf/synthesis/prompts for a user
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .sections import (
     Fraction,
@@ -83,6 +84,20 @@ class OpenaiSection(Section):
     timeout: PositiveFloat = 120.0
     max_retries: NonNegativeInt = 5
     chat: Literal["chat", "plain"] = "chat"
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        except ValueError:  # a port that is no number, or none there is
+            good = False
+        if not good:
+            raise ValueError("expected something like http://localhost:8000/v1")
+        if url.username or url.password or url.query:
+            raise ValueError("no key or password here; set api_key_env to a variable's name")
+        return value
 
 
 EngineSection = Annotated[TransformersSection | VllmSection | OpenaiSection, Field(discriminator="engine")]

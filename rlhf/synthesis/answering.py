@@ -50,7 +50,7 @@ class Member:
         self._system = section.system
         self._template = None
         if section.prompt is not None:
-            self._template = template(section.prompt, step, section.language, needs=["prompt"])
+            self._template = template(section.prompt, step, section.language)
 
     def request(self, prompt: Text) -> Text:
         """What it is asked for a row's prompt: the prompt itself, or as the template and the system message have it."""
@@ -59,7 +59,10 @@ class Member:
         if self._system is None:
             return prompt
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return [{"role": "system", "content": self._system}, *turns]
+        system = self._system
+        if turns and turns[0]["role"] == "system":  # chat templates take one: the step's words, then the row's
+            system, turns = f"{system}\n\n{turns[0]['content']}", turns[1:]
+        return [{"role": "system", "content": system}, *turns]
 
 
 class Answering:
@@ -68,9 +71,9 @@ class Answering:
     rounds = 1
 
     def __init__(
-        self, step: GenerateStep | PoolStep, members: list[Member], into: str, drawn: Callable[[int], list[int]]
+        self, step: GenerateStep | PoolStep, members: list[Member], into: str, drawn: Callable[[str], list[int]]
     ) -> None:
-        """`drawn` says which members answer the row at a position, in order."""
+        """`drawn` says which members answer the row of a name, in order."""
         self.lanes: Sequence[Lane] = [member.lane for member in members]
         self._members, self._into, self._members_of = members, into, drawn
         self._strip, self._cut_off = step.strip, step.cut_off
@@ -78,15 +81,15 @@ class Answering:
         self._answers = self._broken = 0
         self._by: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         self._fits(row)
-        for turn, index in enumerate(self._members_of(position)):
+        for turn, index in enumerate(self._members_of(name)):
             yield Ask(f"{index}.{turn}", self._members[index].request(row["prompt"]), index)
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         data, reasons = row.data, Counter[str]()
         own = [data["completion"]] if "completion" in data else list(data.get("completions", ()))
-        found = list(self._usable(position, given, {content(text).strip() for text in own}, reasons))
+        found = list(self._usable(name, given, {content(text).strip() for text in own}, reasons))
         self._dropped += reasons
         self._by.update(candidate.label for candidate in found)
         if not found:
@@ -107,9 +110,9 @@ class Answering:
             "answers_cut_off": self._broken,
         }
 
-    def _usable(self, position: int, given: Given, own: set[str], reasons: Counter[str]) -> Iterator[Candidate]:
+    def _usable(self, name: str, given: Given, own: set[str], reasons: Counter[str]) -> Iterator[Candidate]:
         seen = set(own)
-        for turn, index in enumerate(self._members_of(position)):
+        for turn, index in enumerate(self._members_of(name)):
             member = self._members[index]
             answer = given(f"{index}.{turn}")
             if answer is None or answer.error is not None:
@@ -153,15 +156,15 @@ def pooling(step: PoolStep, seed: int) -> Answering:
     """`pool`: several members, some of them for each prompt."""
     members = [Member(m, label, "pool") for m, label in zip(step.members, step.labels, strict=True)]
     weights = [member.weight for member in step.members]
-    return Answering(step, members, "completions", lambda position: draw(weights, step.per_prompt, seed, position))
+    return Answering(step, members, "completions", lambda name: draw(weights, step.per_prompt, seed, name))
 
 
-def draw(weights: list[float], count: int, seed: int, position: int) -> list[int]:
+def draw(weights: list[float], count: int, seed: int, name: object) -> list[int]:
     """`count` indices by weight without replacement; when all are drawn, again from all."""
     out: list[int] = []
     turn = 0
     while len(out) < count:
-        keys = [-math.log1p(-chance(seed, "pool", position, turn, i)) / w for i, w in enumerate(weights)]
+        keys = [-math.log1p(-chance(seed, "pool", name, turn, i)) / w for i, w in enumerate(weights)]
         out += sorted(range(len(weights)), key=keys.__getitem__)[: count - len(out)]
         turn += 1
     return out

@@ -22,8 +22,10 @@ from ..errors import RlhfError
 from ..generation.text import Answer, Request, TextEngine
 from ..recipe.synthesis import TextSampling
 from .journal import Journal
+from .naming import Names
 
-FAILURES = 25  # in a row, with no answer between: the engine is gone, and asking on would only drop rows
+FAILURES = 25  # requests given up in a row: the engine is gone, and asking on would only drop rows
+REASONS = 20  # failures that are told apart; what a server says may differ from one to the next
 
 Given = Callable[[str], Answer | None]  # the answer to one of a row's own requests, by its slot
 
@@ -55,16 +57,19 @@ class Made:
 
 
 class Task(Protocol):
-    """A step over rows. `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones."""
+    """A step over rows, each known by its `name` (see `naming`): its chance hangs on that, not on the row's place.
+
+    `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones.
+    """
 
     lanes: Sequence[Lane]
     rounds: int
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         """The requests that this row makes in this round. Raises ValueError for a row that the step does not fit."""
         ...
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         """What becomes of the row; called once a row, in order."""
         ...
 
@@ -75,11 +80,12 @@ class Task(Protocol):
 
 @dataclass
 class Cost:
-    """What one engine was asked, this time and in the runs before that this one goes on from."""
+    """What one engine was asked, this time and in the runs before that this one goes on from. `failures`: how many, by reason."""
 
     requests: int = 0
     from_journal: int = 0
     failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -87,7 +93,10 @@ class Cost:
     def add(self, answer: Answer, *, known: bool) -> None:
         self.requests += 1
         self.from_journal += known
-        self.failed += answer.error is not None
+        if answer.error is not None:
+            self.failed += 1
+            told = answer.error in self.failures or len(self.failures) < REASONS
+            self.failures[answer.error if told else "other reasons"] += 1
         self.retries += answer.retries
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
@@ -101,6 +110,7 @@ class Run:
     rows: Callable[[], Iterator[Located]]
     engine: Callable[[str], TextEngine]
     journal: Journal | None  # None only where nothing is asked
+    names: Names
     seed: int
     progress: Callable[[str, int, int, int], None] = lambda title, done, total, tokens: None
     costs: dict[str, Cost] = field(default_factory=dict)
@@ -110,8 +120,13 @@ class Run:
         """Every request of every row answered and in the journal. Raises what the engines raise, RlhfError when one goes away."""
         if self.journal is None:
             return
+        engines = [lane.engine for lane in self.task.lanes]
+        by_engine = sorted(
+            range(len(engines)), key=lambda lane: engines.index(engines[lane])
+        )  # each is loaded once a round
         for round in range(self.task.rounds):
-            for number, lane in enumerate(self.task.lanes):
+            for number in by_engine:
+                lane = self.task.lanes[number]
                 cost = self.costs.setdefault(lane.engine, Cost())
                 waiting = 0
                 for key, position, ask in self._requests(round, number):
@@ -128,7 +143,7 @@ class Run:
         """The rows that the step makes, in the order of those it had."""
         for position, row in enumerate(self.rows()):
             try:
-                made = self.task.made(row, position, self._given(position))
+                made = self.task.made(row, self._name(position), self._given(position))
             except ValueError as error:
                 raise row.error(str(error)) from error
             account.add(made)
@@ -137,11 +152,15 @@ class Run:
     def _requests(self, round: int, lane: int) -> Iterator[tuple[str, int, Ask]]:
         for position, row in enumerate(self.rows()):
             try:
-                for ask in self.task.asks(row.data, position, round, self._given(position)):
+                name = self._name(position)
+                for ask in self.task.asks(row.data, name, round, self._given(position)):
                     if ask.lane == lane:
-                        yield key_of(position, ask), position, ask
+                        yield key_of(name, ask), position, ask
             except ValueError as error:
                 raise row.error(str(error)) from error
+
+    def _name(self, position: int) -> str:
+        return "" if self.journal is None else self.names.of(position)
 
     def _given(self, position: int) -> Given:
         return lambda slot: None if self.journal is None else self.journal.get(position, slot)
@@ -175,7 +194,8 @@ class Run:
             raise RlhfError(f"engine {lane.engine}: left {len(out)} requests unanswered, such as {next(iter(out))}")
 
     def _watch(self, lane: Lane, answer: Answer) -> None:
-        self._failures = self._failures + 1 if answer.error is not None else 0
+        """An engine that is gone ends the run; a request that it refuses (too long, say) is that row's affair, however many there are."""
+        self._failures = self._failures + 1 if answer.gave_up else 0
         if self._failures >= FAILURES:
             raise RlhfError(
                 f"engine {lane.engine}: {FAILURES} requests in a row failed, the last with: {answer.error}; the answers so far are "
@@ -210,9 +230,9 @@ class Account:
         }
 
 
-def key_of(position: int, ask: Ask) -> str:
-    """A request's name: its row's place, its slot there, and a digest of what it asks."""
-    return f"{position}/{ask.slot}/{_digest(ask.prompt)}"
+def key_of(name: str, ask: Ask) -> str:
+    """What a request goes by: its row's name, its slot there, and a digest of what it asks."""
+    return f"{name}/{ask.slot}/{_digest(ask.prompt)}"
 
 
 def chance(*parts: object) -> float:

@@ -29,26 +29,26 @@ class Evolving:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling)]
         self.rounds = step.evolutions
         self._step, self._seed = step, seed
-        self._template = template(step.prompt, "evolve", step.language, needs=["prompt", "completion"], may=["method"])
+        self._template = template(step.prompt, "evolve", step.language)
         self._methods: dict[str, str] = {name: built_in(f"method_{name}", step.language) for name in step.methods}
         self._used: Counter[str] = Counter()
         self._ended: Counter[str] = Counter()
         self._evolved = self._broken = self._scores_left = 0
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         for index, text in enumerate(_completions(row)):
-            *_, last = self._chain(row, position, index, text, round, given)
+            *_, last = self._chain(row, name, index, text, round, given)
             if last is not None:
-                yield Ask(f"{index}.{round}", self._request(row, position, index, last, round)[0])
+                yield Ask(f"{index}.{round}", self._request(row, name, index, last, round)[0])
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         data, own = row.data, _completions(row.data)
         models = list(data.get("models", [SOURCE] * len(own)))
         texts, labels = list(own), list(models)
         for index, text in enumerate(own):
-            chain = [
-                t for t in self._chain(data, position, index, text, self.rounds, given, count=True) if t is not None
-            ][1:]
+            chain = [t for t in self._chain(data, name, index, text, self.rounds, given, count=True) if t is not None][
+                1:
+            ]
             new = [as_completion(data["prompt"], t) for t in chain]
             if self._step.keep == "all":
                 texts += new
@@ -70,16 +70,16 @@ class Evolving:
         }
 
     def _chain(
-        self, row: Row, position: int, index: int, text: Text, rounds: int, given: Given, *, count: bool = False
+        self, row: Row, name: str, index: int, text: Text, rounds: int, given: Given, *, count: bool = False
     ) -> Iterator[str | None]:
         """The completion, and what each evolution before `rounds` made of it; None last where the chain has ended."""
         now = content(text)
         yield now
         for round in range(rounds):
             answer = given(f"{index}.{round}")
-            new, reason = self._rewritten(answer, now, self._request(row, position, index, now, round)[1])
+            new, reason = self._rewritten(answer, now, self._request(row, name, index, now, round)[1])
             if count:
-                self._count(answer, reason, self._method(position, index, round))
+                self._count(answer, reason, self._method(name, index, round))
             if reason:
                 yield None
                 return
@@ -97,10 +97,10 @@ class Evolving:
             return "", EMPTY
         return text, UNCHANGED if text == before.strip() else ""
 
-    def _request(self, row: Row, position: int, index: int, text: str, round: int) -> tuple[Text, str]:
+    def _request(self, row: Row, name: str, index: int, text: str, round: int) -> tuple[Text, str]:
         prompt = text_of(row["prompt"])
         number = nonce([prompt, text])
-        method = self._methods[self._method(position, index, round)]
+        method = self._methods[self._method(name, index, round)]
         values = {
             "prompt": fenced("prompt", number, prompt),
             "completion": fenced("answer", number, text),
@@ -111,8 +111,8 @@ class Evolving:
             return request, number
         return [{"role": "system", "content": self._step.system}, {"role": "user", "content": request}], number
 
-    def _method(self, position: int, index: int, round: int) -> str:
-        return self._step.methods[int(chance(self._seed, "evolve", position, index, round) * len(self._step.methods))]
+    def _method(self, name: str, index: int, round: int) -> str:
+        return self._step.methods[int(chance(self._seed, "evolve", name, index, round) * len(self._step.methods))]
 
     def _count(self, answer: Answer | None, reason: str, method: str) -> None:
         self._broken += answer is not None and answer.error is None and not answer.ended[0]

@@ -5,7 +5,7 @@
     rows, report = select(rows)
 
 A step's settings are the keys of its section in `recipe.synthesis`. With `journal`, a file of the caller's, answers are kept there and a
-second call with the same settings goes on from them.
+second call with the same settings goes on from them. It does not know who the engine is: give each model a file of its own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..data.rows import Located, Row
-from ..errors import RecipeError
+from ..errors import DataError, RecipeError
 from ..generation.text import TextEngine
 from ..recipe.steps import DataStep, ModelStep
 from .asking import Account, Run
 from .identity import header_of
 from .journal import Journal
+from .naming import Names
 from .paraphrasing import in_one_group
 from .scoring import SCORER
 from .steps import task_of
@@ -115,11 +116,21 @@ def _apply(
     section = DataStep.model_validate({name: dict(settings)}).model_step
     assert section is not None
     held = list(rows)
-    task = task_of(section, seed)
+    for number, row in enumerate(held, 1):
+        if "prompt" not in row:
+            raise DataError(
+                "rows", f"every row needs one; this has {', '.join(row) or 'nothing'}", row=number, field="prompt"
+            )
+    try:
+        task = task_of(section, seed)
+    except RecipeError as error:
+        raise RecipeError(f"{name}.prompt: {error}") from error
     with tempfile.TemporaryDirectory() if journal is None else nullcontext() as scratch:
         path = Path(scratch) / "journal.jsonl" if scratch is not None else Path(journal or "")
-        with Journal(path, header_of(name, section, {}, seed)) if task.rounds else nullcontext() as open_journal:
-            run = Run(task, lambda: _located(held, section), lambda wanted: _named(engines, wanted), open_journal, seed)
+        names = Names(row["prompt"] for row in held)
+        header = header_of(name, section, {}, seed)
+        with Journal(path, header, place=names.place) if task.rounds else nullcontext() as kept:
+            run = Run(task, lambda: _located(held, section), lambda wanted: _named(engines, wanted), kept, names, seed)
             account = Account()
             run.ask()
             made = [row.data if row.group is None else {**row.data, "group": row.group} for row in run.made(account)]

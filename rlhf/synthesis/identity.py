@@ -7,6 +7,7 @@ quickly, how often or by which key an engine is asked does not belong to it.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ IN_ROWS = {
 
 
 def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], seed: int) -> dict[str, Any]:
-    """The step, what it asks with and whom, and the seed; a prompt's file and a model's folder with their content."""
+    """The step, what it asks with and whom, and the seed; a prompt's file, a model's folder and a callable's module with their content."""
     one: str | None = getattr(step, "engine", None)
     asked = {m.engine for m in step.members} if isinstance(step, PoolStep) else {one} if one else set()
     return {
@@ -57,6 +58,18 @@ def _plain(value: Any, key: str = "") -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, str) and key in ("prompt", "model", "name_or_path", "adapter"):
         return _with_content(value)
+    if isinstance(value, str) and key == "callable":
+        return _with_source(value)
+    return value
+
+
+def _with_source(value: str) -> Any:
+    """`module:function` together with a mark of the module's file, which is found and not run; what that imports is not looked at."""
+    parts = value.partition(":")[0].split(".")
+    for root in map(Path, (".", *sys.path)):
+        for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
+            if file.is_file():
+                return {"callable": value, "sha256": sha256(file)}
     return value
 
 

@@ -4,11 +4,13 @@
 
 Written by `asking` as answers come, read by the steps when they make rows of them. A line is appended in one write, and synced to
 the disk at the latest a second or 32 answers later; `kill -9` loses what had not been written, a power cut at most that second. A
-torn last line is cut off on opening; a damaged one in between is passed over, counted, and asked again.
+torn last line is cut off on opening; a damaged one in between is passed over, counted, and asked again. Each line ends with a sum over
+itself and the header's digest: a byte that changed is not taken for what the model said, and a lost header loses no answers.
 
-An answer is found by its key `position/slot/digest`: the row's place among the step's rows, which of the row's requests it was,
-and a digest of what was asked. So a row that changed is asked anew, and one that did not is not. The header holds what all answers
-depend on (step, engine, seed): where that changed the old file is kept aside under its digest, and taken up again when it changes back.
+An answer is found by its key `name/slot/digest`: its row's name (see `naming`), which of the row's requests it was, and a digest of what was
+asked. So a row that changed is asked anew, and one that did not is not, wherever it stands now. The header holds what all answers
+depend on (step, engine, seed): where that changed the old file is kept aside under its digest, and taken up again when it changes back, or
+when the step has another number in the recipe.
 
 Memory: eight bytes a possible answer. The texts stay on disk.
 """
@@ -30,9 +32,10 @@ from typing import Any, Self
 from ..errors import RlhfError
 from ..generation.text import Answer
 
-VERSION = 1
+VERSION = 2
 SYNC_SECONDS, SYNC_ANSWERS = 1.0, 32
 READ = 1 << 16
+SUM = b', "sum": "'
 
 
 def digest_of(value: Any) -> str:
@@ -45,12 +48,23 @@ class Journal:
     """One step's answers. Use as a context manager; one process at a time.
 
     `header`: what the answers depend on. `say`: told, in a user's words, when an old journal is kept aside or a damaged line is found.
+    `kin`: a pattern of files in the folder that may hold this step's answers under another number.
+    `place`: the position of the row that a key's name stands for, None where there is no such row now (its answers stay on disk).
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], say: Callable[[str], None] = lambda _: None) -> None:
-        self.path, self._say = path, say
+    def __init__(
+        self,
+        path: Path,
+        header: dict[str, Any],
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        place: Callable[[str], int | None] = int,
+        kin: str | None = None,
+    ) -> None:
+        self.path, self._say, self._place, self._kin = path, say, place, kin
         self._header = {"journal": VERSION, "digest": digest_of(header), **header}
-        self.kept = self.damaged = 0  # answers found on opening, and lines that could not be read
+        self._digest = str(self._header["digest"])
+        self.kept = self.damaged = 0  # answers to these rows found on opening, and lines that could not be read
         self._offsets: dict[str, array[int]] = {}  # by slot, by position; 0 where there is none
         self._lock = self._file = -1
         self._end = self._unsynced = 0
@@ -87,7 +101,7 @@ class Journal:
 
     def add(self, key: str, answer: Answer) -> None:
         """Append an answer. Raises RlhfError, and keeps all earlier ones, when the disk is full."""
-        line = _line(key, answer)
+        line = _line(key, answer, self._digest)
         try:
             written = os.pwrite(self._file, line, self._end)
             if written < len(line):  # the disk is full; the next write says so
@@ -114,11 +128,8 @@ class Journal:
         offsets = self._offsets.get(slot)
         if offsets is None or position >= len(offsets) or not offsets[position]:
             return None
-        found = json.loads(self._read(offsets[position]))
-        if key is not None and found.pop("key") != key:
-            return None
-        found.pop("key", None)
-        return Answer(**found)
+        there, answer = _parsed(self._read(offsets[position]))
+        return answer if key is None or there == key else None
 
     def _read(self, offset: int) -> bytes:
         parts: list[bytes] = []
@@ -130,12 +141,17 @@ class Journal:
             parts.append(part)
             offset += len(part)
 
-    def _index(self, key: str, offset: int) -> None:
-        position, slot, _ = key.split("/", 2)
+    def _index(self, key: str, offset: int) -> bool:
+        """Remember where the answer is; False where its row is not among the rows now."""
+        name, slot, _ = key.split("/", 2)
+        position = self._place(name)
+        if position is None:
+            return False
         offsets = self._offsets.setdefault(slot, array("q"))
-        if (missing := int(position) + 1 - len(offsets)) > 0:
+        if (missing := position + 1 - len(offsets)) > 0:
             offsets.extend([0] * missing)
-        offsets[int(position)] = offset
+        offsets[position] = offset
+        return True
 
     def _take_lock(self) -> None:
         self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -147,19 +163,38 @@ class Journal:
     def _choose_file(self) -> None:
         """Put the file of this header in place: an other's is kept aside, our own from aside comes back."""
         there = _digest_in(self.path)
-        if there == self._header["digest"]:
+        if there == self._digest:
             return
         if there is not None:
             aside = _aside(self.path, there)
             self.path.rename(aside)
             self._say(f"{self.path}: made for other settings of the step, its engine or the seed; kept as {aside.name}")
         elif self.path.exists() and self.path.stat().st_size:
-            aside = _aside(self.path, "unreadable")
-            self.path.rename(aside)
-            self._say(f"{self.path}: its first line cannot be read; kept as {aside.name}, and all is asked anew")
-        if (mine := _aside(self.path, self._header["digest"])).exists():
-            mine.rename(self.path)
-            self._say(f"{self.path}: goes on from {mine.name}, made for the same settings")
+            self._rescue()
+            return
+        others = sorted(self.path.parent.glob(self._kin)) if self._kin else []
+        for mine in (_aside(self.path, self._digest), *others):
+            if _digest_in(mine) == self._digest:
+                mine.rename(self.path)
+                self._say(f"{self.path}: goes on from {mine.name}, made for the same settings")
+                return
+
+    def _rescue(self) -> None:
+        """A new file with the answers that are ours in one whose header cannot be read, which is kept aside."""
+        aside, new, whole = _aside(self.path, "unreadable"), self.path.with_suffix(".rescued"), 0
+        with new.open("wb") as file:
+            file.write(self._first_line())
+            for _, line in _lines(self.path):
+                if _is_whole(line, self._digest):
+                    file.write(line)
+                    whole += 1
+            file.flush()
+            os.fsync(file.fileno())
+        self.path.rename(aside)
+        new.rename(self.path)
+        self._say(
+            f"{self.path}: its first line cannot be read; kept as {aside.name}, {whole} answers of it are taken up"
+        )
 
     def _load(self) -> None:
         """Index the answers that are there, and cut off a torn last line. Failed ones are not taken: they are asked again."""
@@ -167,18 +202,16 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             if self._end:
-                try:
-                    found = json.loads(line)
-                    key = found.pop("key")
-                    if Answer(**found).error is None:
-                        self._index(key, offset)
-                        self.kept += 1
-                except (ValueError, TypeError, KeyError, AttributeError):
+                if _is_whole(line, self._digest):
+                    key, answer = _parsed(line)
+                    if answer.error is None:
+                        self.kept += self._index(key, offset)
+                else:
                     self.damaged += 1
             self._end = offset + len(line)
         os.ftruncate(self._file, self._end)
         if not self._end:
-            line = json.dumps(self._header, ensure_ascii=False).encode() + b"\n"
+            line = self._first_line()
             if os.pwrite(self._file, line, 0) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._end = len(line)
@@ -187,18 +220,40 @@ class Journal:
         if self.damaged:
             self._say(f"{self.path}: {self.damaged} damaged lines are passed over, and asked again")
 
+    def _first_line(self) -> bytes:
+        return json.dumps(self._header, ensure_ascii=False).encode() + b"\n"
+
     def _failed(self, error: OSError) -> RlhfError:
         kept = sum(1 for offsets in self._offsets.values() for offset in offsets if offset)
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
         return RlhfError(
             f"{self.path}: cannot be written: {error.strerror}; the {kept} answers so far are kept: "
-            "make room, and run the same command again to go on from them"
+            f"{remedy}, and run the same command again to go on from them"
         )
 
 
-def _line(key: str, answer: Answer) -> bytes:
+def _line(key: str, answer: Answer, digest: str) -> bytes:
     fields = {"key": key, **{name: getattr(answer, name) for name in Answer.__dataclass_fields__}}
     fields["texts"] = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in answer.texts]
-    return json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")[:-1]
+    return body + SUM + _sum(body, digest) + b'"}\n'
+
+
+def _parsed(line: bytes) -> tuple[str, Answer]:
+    """A whole line's key and answer."""
+    fields = json.loads(line)
+    del fields["sum"]
+    return fields.pop("key"), Answer(**fields)
+
+
+def _is_whole(line: bytes, digest: str) -> bool:
+    """Whether a line is as it was written, and under a header of this digest."""
+    body, _, rest = line.rpartition(SUM)
+    return rest == _sum(body, digest) + b'"}\n'
+
+
+def _sum(body: bytes, digest: str) -> bytes:
+    return hashlib.blake2b(body, key=digest.encode(), digest_size=8).hexdigest().encode()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -82,7 +82,7 @@ class Judging:
     """Rows of completions to rows with scores, by comparisons."""
 
     def __init__(self, step: JudgeStep) -> None:
-        self._template = template(step.prompt, "judge", step.language, needs=["prompt", "a", "b"], may=["form"])
+        self._template = template(step.prompt, "judge", step.language)
         choices = last_lines(VERDICTS, self._template, rationale=step.rationale)
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, choices)]
         self.rounds = 1 + step.retries
@@ -92,7 +92,7 @@ class Judging:
         self.comparisons = Comparisons()
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         completions = completions_to_score(row, "judge")
         for a, b in self.pairs(len(completions)):
             for order, (first, second) in enumerate(((a, b), (b, a))):
@@ -102,7 +102,7 @@ class Judging:
                         text = f"{text}\n\n{self._reminder}"
                     yield Ask(f"{a}-{b}.{order}.{round}", self._with_system(text))
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         n = len(row.data["completions"])
         shares: list[list[Outcome]] = [[] for _ in range(n)]
         rationales: list[list[str]] = [[] for _ in range(n)]

@@ -7,6 +7,7 @@ left out and counted.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from .asking import Ask, Given, Lane, Made
 from .prompts import fenced, filled, nonce, template, without_fence
 
 FAILED, EMPTY, SAME, FENCED = "the engine failed", "empty", "the same as another", "repeats the fence of its prompt"
+BLANK_LINE = re.compile(r"\n(?:[^\S\n]*\n)+")  # with spaces on it, or of a file from Windows, it is as blank
 NONE_LEFT = "no rephrasing of it could be used"
 
 
@@ -29,14 +31,14 @@ class Paraphrasing:
     def __init__(self, step: ParaphraseStep) -> None:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling.model_copy(update={"n": step.k}))]
         self._step = step
-        self._template = template(step.prompt, "paraphrase", step.language, needs=["prompt"])
+        self._template = template(step.prompt, "paraphrase", step.language)
         self._made = self._broken = 0
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         yield Ask("0", self._request(self._words(row["prompt"])[1])[0])
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         head, words = self._words(row.data["prompt"])
         answer = given("0")
         number = self._request(words)[1]
@@ -71,8 +73,9 @@ class Paraphrasing:
         whole = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if self._step.part == "all":
             return "", whole
-        head, blank, tail = whole.rstrip().rpartition("\n\n")
-        return head + blank, tail
+        whole = whole.rstrip()
+        *_, at = (0, *(blank.end() for blank in BLANK_LINE.finditer(whole)))
+        return whole[:at], whole[at:]
 
     def _request(self, words: str) -> tuple[Text, str]:
         number = nonce([words])

@@ -28,8 +28,7 @@ class Rating:
 
     def __init__(self, step: ScoreStep) -> None:
         assert step.engine is not None
-        needs, may = ["prompt", "completion"], ["aspect", "form"]
-        self._template = template(step.prompt, "score", step.language, needs=needs, may=may)
+        self._template = template(step.prompt, "score", step.language)
         choices = last_lines(SCORES, self._template, rationale=step.rationale)
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, choices)]
         self.rounds = 1 + step.retries
@@ -39,7 +38,7 @@ class Rating:
         self._reminder = built_in("form_again", step.language)
         self._count = _Counts()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         for index, completion in enumerate(completions_to_score(row, "score")):
             for number, aspect in enumerate(self._aspects):
                 if all(score_of(given(f"{index}.{number}.{earlier}")) is None for earlier in range(round)):
@@ -47,7 +46,7 @@ class Rating:
                     # greedy decoding would say the same again to the same words
                     yield Ask(f"{index}.{number}.{round}", f"{text}\n\n{self._reminder}" if round else text)
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         scores: list[float | None] = []
         rationales = []
         for index, _ in enumerate(row.data["completions"]):
@@ -91,12 +90,12 @@ class Measuring:
         self._scored = 0
         self._left_out: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         turns = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "prompt", "content": row["prompt"]}]
         for index, completion in enumerate(completions_to_score(row, "score")):
             yield Ask(f"{index}", [*turns, {"role": "assistant", "content": content(completion)}])
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         scores: list[float | None] = []
         for index, _ in enumerate(row.data["completions"]):
             answer = given(f"{index}")

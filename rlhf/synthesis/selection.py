@@ -6,6 +6,7 @@ seed, the prompt and the text, not by place: the first completions of a pool are
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -36,10 +37,10 @@ class Selecting:
         self._chosen: Counter[str] = Counter()
         self._rejected: Counter[str] = Counter()
 
-    def asks(self, row: Row, position: int, round: int, given: Given) -> Iterable[Ask]:
+    def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         return ()
 
-    def made(self, row: Located, position: int, given: Given) -> Made:
+    def made(self, row: Located, name: str, given: Given) -> Made:
         data = row.data
         if "completions" not in data or not ("scores" in data or "ranking" in data):
             raise ValueError("select needs completions with scores; put score or judge before it")
@@ -54,13 +55,16 @@ class Selecting:
         a, b = content(texts[best]), content(texts[worst])
         if a == b:
             return Made(reason=SAME)
-        if grades[best] - grades[worst] < self._step.min_margin:
+        margin = grades[best] - grades[worst]
+        if margin < self._step.min_margin and not math.isclose(
+            margin, self._step.min_margin
+        ):  # 0.3 - 0.1 < 0.2 in floats
             return Made(reason=MARGIN)
         if self._step.max_similarity < 1 and similarity(a, b) > self._step.max_similarity:
             return Made(reason=ALIKE)
         pair = {"prompt": data["prompt"], "chosen": texts[best], "rejected": texts[worst]}
         if "scores" in data:
-            pair["margin"] = grades[best] - grades[worst]
+            pair["margin"] = margin
         if "models" in data:
             self._chosen[data["models"][best]] += 1
             self._rejected[data["models"][worst]] += 1

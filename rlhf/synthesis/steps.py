@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from ..data.rows import Located
-from ..errors import RlhfError
+from ..errors import RecipeError, RlhfError
 from ..generation.text import TextEngine
 from ..recipe.schema import DataRecipe
 from ..recipe.steps import DataStep, ModelStep
@@ -29,12 +30,15 @@ from ..recipe.synthesis import (
     PoolStep,
     ScoreStep,
 )
+from ..recipe.yaml_lines import dotted
 from .answering import generating, pooling
 from .asking import Account, Run, Task
+from .checks import problems
 from .evolving import Evolving
 from .identity import header_of
 from .journal import Journal
 from .judging import Judging
+from .naming import Names
 from .paraphrasing import Paraphrasing, in_one_group
 from .scoring import SCORER, Measuring, Rating
 from .selection import Selecting
@@ -82,9 +86,8 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         self._open = open_engine or _open_engine
         self._name, self._engine = "", None  # type: tuple[str, TextEngine | None]
         self._headers: list[dict[str, Any]] = []
-        for step in recipe.steps:  # a prompt that cannot be read is found before anything is asked
-            if step.model_step is not None:
-                task_of(step.model_step, recipe.seed)
+        if found := [f"{dotted(key)}: {problem}" for key, problem in problems(recipe)]:
+            raise RecipeError(found)
 
     def __enter__(self) -> Self:
         return self
@@ -105,12 +108,16 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         task = task_of(section, seed)
         own_seed = seed + 1_000_003 * header["occurrence"]
         path = folder / "journal" / f"step-{number}.jsonl"
-        with Journal(path, header, _say) if task.rounds else nullcontext() as journal:
+        read = _reader(rows, section)
+        names = Names(row.data["prompt"] for row in read() if task.rounds)
+        opened = Journal(path, header, _say, place=names.place, kin="step-*.jsonl") if task.rounds else nullcontext()
+        with opened as journal:
             run = Run(
                 task,
-                _reader(rows, section),
+                read,
                 lambda name: self._get(name, section),
                 journal,
+                names,
                 own_seed,
                 _Progress(step.name),
             )
@@ -184,10 +191,12 @@ def _tell(report: dict[str, Any]) -> None:
     """What must not be overlooked: answers that could not be used."""
     if "unparsed_rate" in report:
         _say(f"  answers that could not be read: {report['unparsed_rate']:.1%}, {report['unparsed']} in all")
-    failed = sum(engine["failed"] for engine in report.get("engines", {}).values())
-    if failed:
+    failures = sum((engine["failures"] for engine in report.get("engines", {}).values()), Counter[str]())
+    if failures:
+        [(reason, _)] = failures.most_common(1)
         _say(
-            f"  {failed} requests failed and their rows lack those answers; run the same command again to ask them again"
+            f"  {failures.total()} requests failed (mostly: {reason}) and their rows lack those answers; "
+            "build it again (rlhf data build) to have them asked again"
         )
 
 

@@ -41,6 +41,7 @@ class FakeServer(ThreadingHTTPServer):
         self.refuses: set[str] = set()
         self.open: list[Any] = []
         self.elsewhere = ""
+        self.busy, self.busy_status = 0, 503  # so many lists of models are refused with that
 
     @property
     def base_url(self) -> str:
@@ -66,7 +67,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._admitted():
             return
-        if self.path == "/v1/models":
+        if self.server.busy:
+            self.server.busy -= 1
+            self.reply(self.server.busy_status, {"error": {"message": "loading"}})
+        elif self.path == "/v1/models":
             self.reply(200, {"data": [{"id": "good", "owned_by": self.server.owned_by}, {"id": "other"}]})
         else:
             self.reply(404, {"error": {"message": "no such page"}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from rlhf.errors import RecipeError, SetupError
 from rlhf.generation.engines import open_engine, retry
 from rlhf.generation.text import Answer, Request
+from rlhf.recipe.loader import load
 from rlhf.recipe.synthesis import OpenaiSection, TextSampling
 from tests.generation.server import FAULTS, FakeServer, answer_to, serving
 
@@ -58,7 +60,7 @@ def test_a_fault_that_stays_is_that_requests_error_alone(fault: str) -> None:
         answers = ask(server, ["fine", "bad", "well"], max_retries=2, timeout=0.3 if fault in SLOW else 20.0)
         assert server.tries["bad"] == 3
         bad = answers.pop("bad")
-        assert bad.texts == [] and bad.retries == 2
+        assert bad.texts == [] and bad.retries == 2 and bad.gave_up
         assert bad.error is not None and bad.error.startswith("no answer after 3 tries: ")
         assert [a.error for a in answers.values()] == [None, None]
 
@@ -143,18 +145,32 @@ def test_the_key_is_written_nowhere(
         with pytest.raises(SetupError, match=r"the key in \$TEACHER_KEY is refused .*\[key\]") as caught:
             ask(server, ["x"], api_key_env="TEACHER_KEY")
         written.append(repr(caught.getrepr(showlocals=False)) + str(caught.value))
+    with serving() as server:  # says the key back as its answer
+        answers = ask(server, [KEY[::-1]], api_key_env="TEACHER_KEY")
+        assert answers[KEY[::-1]].texts == ["<[key]>"]
+        written.append(repr(list(answers.values())))
     engine = open_engine(section_for("http://127.0.0.1:9/v1", api_key_env="TEACHER_KEY"), name="teacher")
     written += [repr(engine), repr(section_for("http://127.0.0.1:9/v1", api_key_env="TEACHER_KEY"))]
     written += [*capfd.readouterr(), caplog.text]
     assert not [text for text in written if KEY in text or KEY[:12] in text]
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_is_busy_at_first_is_known_for_vllm_all_the_same(status: int) -> None:
+    """Else its guided decoding would stay off, and its models' own defaults would come through, for that one run."""
+    with serving(owned_by="vllm") as server:
+        server.busy = 2
+        server.busy_status = status
+        ask(server, ["x"])
+        assert server.bodies[0]["repetition_penalty"] == 1.0
+
+
 def test_a_redirect_is_not_followed_so_the_key_goes_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_KEY", KEY)
     with serving() as other, serving(lambda prompt, tried: "redirect", key=KEY) as server:
         server.elsewhere = f"{other.base_url}/chat/completions"
-        answer = ask(server, ["x"], api_key_env="TEACHER_KEY")["x"]
-        assert str(answer.error).startswith("HTTP 307")
+        with pytest.raises(SetupError, match=r"redirects to http\S+/chat/completions, which is not followed.*HTTP 307"):
+            ask(server, ["x"], api_key_env="TEACHER_KEY")
         assert other.connections == 0 and server.tries.total() == 1
 
 
@@ -179,10 +195,22 @@ def test_a_key_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, value: str | 
     assert not value or not value.strip() or value not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http://user:pass@host/v1", "http://host/v1?key=1"])
-def test_an_address_that_cannot_be_one(url: str) -> None:
-    with pytest.raises(RecipeError, match="engine teacher: base_url: ") as caught:
-        open_engine(section_for(url), name="teacher")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://x/v1", "http://user:pass@host/v1", "http://host/v1?key=1"),
+        *("http://host:99999/v1", "http://host:port/v1", "http://[::1/v1", "http://host:0/v1"),
+    ],
+)
+def test_an_address_that_cannot_be_one(tmp_path: Path, url: str) -> None:
+    """Found with the recipe, before anything is asked."""
+    path = tmp_path / "r.yaml"
+    engine = f'{{engine: openai, model: m, base_url: "{url}"}}'
+    path.write_text(
+        f"method: data\noutput_dir: out\nsources: [{{path: x.jsonl}}]\nengines:\n  t: {engine}\nsteps: [{{generate: {{engine: t}}}}]\n"
+    )
+    with pytest.raises(RecipeError, match=r"r.yaml:5: engines.t.base_url: ") as caught:
+        load(path)
     assert "pass@" not in str(caught.value)
 
 

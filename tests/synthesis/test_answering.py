@@ -75,6 +75,10 @@ def test_messages_stay_messages_and_a_system_message_comes_first() -> None:
     made, _ = generate([CHAT], engine, into="rejected", system="Be brief.")
     assert made[0]["rejected"] == [{"role": "assistant", "content": "system: Be brief.\nuser: hi"}]
     assert made[0]["prompt"] == CHAT["prompt"]
+    own = {"prompt": [{"role": "system", "content": "You are a pirate."}, *CHAT["prompt"]]}
+    made, _ = generate([own], engine, into="completion", system="Be brief.")
+    assert made[0]["completion"][0]["content"] == "system: Be brief.\n\nYou are a pirate.\nuser: hi"
+    assert made[0]["prompt"] == own["prompt"]
     made, _ = generate([{"prompt": "hi"}], engine, into="completion", system="Be brief.")
     assert made == [{"prompt": "hi", "completion": "system: Be brief.\nuser: hi"}]
 

@@ -15,7 +15,7 @@ from rlhf.errors import DataError, RlhfError
 from rlhf.generation.text import Answer, Request
 from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis import evolve, generate, judge, pool, score
-from rlhf.synthesis.asking import FAILURES, chance
+from rlhf.synthesis.asking import FAILURES, REASONS, chance
 
 from .support import FakeEngine, fence
 
@@ -46,6 +46,7 @@ def test_rows_come_in_order_and_each_request_once() -> None:
         "requests": 30,
         "from_journal": 0,
         "failed": 0,
+        "failures": {},
         "retries": 0,
         "prompt_tokens": 150,
         "completion_tokens": 90,
@@ -95,6 +96,37 @@ def test_only_rows_that_changed_are_asked_again(tmp_path: Path) -> None:
     assert rows[4]["rejected"] == "answer to new"
 
 
+def test_rows_may_move_and_go_without_being_paid_for_again(tmp_path: Path) -> None:
+    """What a row is called hangs on its prompt, not on its place, and so does what is drawn for it."""
+    journal = tmp_path / "j.jsonl"
+    members = {"members": [{"engine": "a", "system": s} for s in "xyz"], "per_prompt": 2}
+    first = pool(ROWS, {"a": FakeEngine()}, journal=journal, **members).rows
+    moved = [{"prompt": "in front"}, *reversed(ROWS[3:]), ROWS[0]]
+    moved[0]["completion"] = "c"
+    engine = FakeEngine()
+    rows, report = pool(moved, {"a": engine}, journal=journal, **members)
+    assert {prompt.rpartition("\n")[2] for prompt in engine.prompts} == {"user: in front"}
+    assert report["engines"]["a"]["from_journal"] == 2 * 28
+    assert rows[1:] == [*reversed(first[3:]), first[0]]
+
+
+def test_rows_of_one_prompt_are_told_apart(tmp_path: Path) -> None:
+    twice = [ROWS[0], ROWS[1], ROWS[0], ROWS[0]]
+    sampling = {"n": 2}
+    rows = generate(twice, FakeEngine(), journal=tmp_path / "j.jsonl", sampling=sampling).rows
+    assert len({tuple(row["completions"]) for row in rows}) == 4  # each has samples of its own
+    idle = FakeEngine()
+    again = [twice[0], twice[2], twice[1]]
+    made = generate(again, idle, journal=tmp_path / "j.jsonl", sampling=sampling).rows
+    assert made == [rows[0], rows[2], rows[1]]
+    assert idle.prompts == []
+
+
+def test_a_row_without_a_prompt_is_named() -> None:
+    with pytest.raises(DataError, match="rows:2: prompt: every row needs one; this has question"):
+        generate([ROWS[0], {"question": "q"}], FakeEngine())
+
+
 def test_the_same_seed_gives_the_same_rows_whatever_the_order_of_the_answers() -> None:
     def made(ahead: int, seed: int) -> list[Row]:
         engine = FakeEngine(ahead=ahead)
@@ -140,6 +172,7 @@ def test_failures_drop_their_rows_and_are_asked_again(tmp_path: Path) -> None:
         "requests": 30,
         "from_journal": 0,
         "failed": 10,
+        "failures": {"HTTP 500": 10},
         "retries": 50,
         "prompt_tokens": 0,
         "completion_tokens": 60,
@@ -152,13 +185,34 @@ def test_failures_drop_their_rows_and_are_asked_again(tmp_path: Path) -> None:
 
 def test_an_engine_that_is_gone_stops_the_run_and_costs_no_rows(tmp_path: Path) -> None:
     journal = tmp_path / "j.jsonl"
-    failed = Answer([], [], 0, 0, 5, "connection refused")
+    failed = Answer([], [], 0, 0, 5, "connection refused", gave_up=True)
     gone = Faulty(lambda n, r, a: [(r, a if n < 3 else failed)])
     with pytest.raises(RlhfError, match=f"{FAILURES} requests in a row failed, the last with: connection refused"):
         generate(ROWS, gone, journal=journal, into="rejected")
     well = FakeEngine()
     assert len(generate(ROWS, well, journal=journal, into="rejected").rows) == 30
     assert len(well.prompts) == 27
+
+
+def test_rows_that_are_refused_do_not_stop_the_run_however_many_come_together(tmp_path: Path) -> None:
+    """Too long for the model, say: sorted by length, or found by an engine that looks at many prompts first, they come in a row."""
+    refused = Answer([], [], 0, 0, error="too long")
+    rows = [*ROWS, *({"prompt": f"long {i}", "completion": "c"} for i in range(2 * FAILURES))]
+    journal = tmp_path / "j.jsonl"
+    for known in (0, 30):  # and once more with nothing left but them
+        engine = Faulty(lambda n, r, a: [(r, refused if r.prompt.startswith("long") else a)])
+        made, report = generate(rows, engine, journal=journal, into="rejected")
+        assert len(made) == 30
+        used = report["engines"]["engine"]
+        assert (used["from_journal"], used["failures"]) == (known, {"too long": 2 * FAILURES})
+
+
+def test_failures_are_told_apart_up_to_a_number() -> None:
+    engine = Faulty(lambda n, r, a: [(r, Answer([], [], 0, 0, error=f"request {n}: no"))])
+    _, report = generate(ROWS, engine, into="rejected")
+    failures = report["engines"]["engine"]["failures"]
+    assert len(failures) == REASONS + 1
+    assert failures["other reasons"] == 30 - REASONS
 
 
 def test_a_row_that_the_step_does_not_fit_is_named() -> None:

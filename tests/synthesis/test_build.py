@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from pydantic import ValidationError
 from rlhf.data.build import build as data_build
 from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError, RlhfError
+from rlhf.generation.text import Answer, Request
 from rlhf.recipe.sections import SourceSection
+from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis.steps import ModelSteps
 
 from ..data.support import lines
@@ -100,6 +104,35 @@ def test_changed_settings_start_anew_and_unchanged_steps_do_not(tmp_path: Path, 
     assert run({}, seed=1) == (5, 10)
 
 
+def test_a_row_that_failed_comes_back_without_the_others_being_paid_for_again(tmp_path: Path, capsys: Any) -> None:
+    """A request that fails in one step drops its row, which must not make strangers of all rows after it in the next."""
+    steps = [{"generate": {"engine": "a", "into": "completions"}}, {"judge": {"engine": "b"}}]
+    made = recipe(tmp_path / "out", source(tmp_path, 30), *steps, engines=["a", "b"])
+
+    class Once(FakeEngine):
+        def answer(self, request: Request, sampling: TextSampling, seed: int) -> Answer:
+            good = super().answer(request, sampling, seed)
+            return good if request.prompt != "q3" else Answer([], [], 0, 0, 5, "HTTP 500")
+
+    assert build(made, a=Once(), b=FakeEngine(judge_of_length))["rows_out"] == 29
+    assert "1 requests failed (mostly: HTTP 500)" in capsys.readouterr().err
+    engines = {"a": FakeEngine(), "b": FakeEngine(judge_of_length)}
+    report = build(made, **engines)
+    assert report["rows_out"] == 30
+    assert engines["a"].prompts == ["q3"]
+    assert len(engines["b"].prompts) == 2
+    assert all("\nq3\n" in prompt for prompt in engines["b"].prompts)
+
+
+def test_a_step_put_in_front_makes_nothing_new(tmp_path: Path) -> None:
+    steps = [{"generate": {"engine": "a"}}, {"judge": {"engine": "b"}}]
+    for more in ([], [{"dedup": {"engine": "exact"}}]):
+        engines = {"a": FakeEngine(), "b": FakeEngine(judge_of_length)}
+        made = recipe(tmp_path / "out", source(tmp_path, 9), *more, *steps, engines=["a", "b"])
+        assert build(made, **engines)["rows_out"] == 9
+        assert [len(engine.keys) for engine in engines.values()] == ([0, 0] if more else [9, 18])
+
+
 def test_two_steps_alike_draw_different_samples(tmp_path: Path) -> None:
     again = {"generate": {"engine": "a", "sampling": {"n": 2}}}
     steps = [again, again, {"score": {"callable": "tests.synthesis.test_build:lengths"}}]
@@ -111,6 +144,22 @@ def test_two_steps_alike_draw_different_samples(tmp_path: Path) -> None:
 
 def lengths(prompts: list[str], completions: list[str]) -> list[float]:
     return [float(len(text)) for text in completions]
+
+
+def test_a_callable_that_was_changed_scores_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_scores.py"
+    ranking = {"prompt": "q", "completions": ["a", "bbb"], "scores": [0, 0]}
+    made = recipe(tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": "own_scores:score"}})
+    for text, expected in (("len(c)", [1.0, 3.0]), ("-len(c)", [-1.0, -3.0])):
+        module.write_text(f"def score(prompts, completions):\n    return [{text} for c in completions]\n")
+        monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+        importlib.invalidate_caches()
+        build(made)
+        assert [row["scores"] for row in read(tmp_path / "out")] == [expected]
+    assert "made for other settings" in capsys.readouterr().err
 
 
 def test_one_engine_is_open_at_a_time(tmp_path: Path) -> None:
@@ -129,6 +178,21 @@ def test_one_engine_is_open_at_a_time(tmp_path: Path) -> None:
         )  # b answers what is no verdict: nothing is left, and the engines are closed all the same
     assert opened == ["a", "b"]
     assert (engines["a"].closed, engines["b"].closed) == (1, 1)
+
+
+def test_an_engine_of_several_members_is_opened_once(tmp_path: Path) -> None:
+    opened: list[str] = []
+
+    def opening(section: Any, name: str) -> FakeEngine:
+        opened.append(name)
+        return FakeEngine(judge_of_length)
+
+    members = [{"engine": "a"}, {"engine": "b"}, {"engine": "a", "system": "Be brief."}]
+    steps = [{"pool": {"members": members, "per_prompt": 3}}, {"judge": {"engine": "b"}}]
+    made = recipe(tmp_path / "out", source(tmp_path, 5), *steps, engines=["a", "b"])
+    with ModelSteps(made, opening) as hook:
+        data_build(made, hook)
+    assert opened == ["a", "b"]
 
 
 def test_paraphrases_stay_on_their_originals_side(tmp_path: Path) -> None:

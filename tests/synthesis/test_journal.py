@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlhf.errors import RlhfError
 from rlhf.generation.text import Answer
-from rlhf.synthesis.journal import Journal
+from rlhf.synthesis.journal import Journal, _line, digest_of
 
 HEADER = {"step": "generate", "seed": 0}
 TEXTS = st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=2)
@@ -91,19 +91,65 @@ def test_a_header_cut_off_is_not_taken_for_another_recipe(tmp_path: Path) -> Non
         assert journal.kept == 1
 
 
-def test_damaged_lines_are_counted_passed_over_and_asked_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"text 1", b"tExt 1"),  # what the model said, still JSON
+        (b'"texts": ["', b'"texts": [3, "'),
+        (b'"1/0/d1"', b'"-1/0/d1"'),
+        (b'"1/0/d1"', b'"3/0/d1"'),
+        (b'"ended": [true]', b'"ended": null'),
+        (b"{", b"\xff"),
+        (b"text 1", b"\n"),
+        (b'"sum"', b'"som"'),
+    ],
+)
+def test_a_damaged_line_is_counted_passed_over_and_asked_again(tmp_path: Path, old: bytes, new: bytes) -> None:
     path = tmp_path / "step-1.jsonl"
     filled(path, 6)
     lines = path.read_bytes().split(b"\n")
-    lines[2] = lines[2][:10] + b"\xff" + lines[2][11:]
-    lines[3] = b'{"key": "2/0/d2"}'
-    lines[4] = b"[1]"
+    assert old in lines[2]
+    lines[2] = lines[2].replace(old, new, 1)
     path.write_bytes(b"\n".join(lines))
     said: list[str] = []
     with Journal(path, HEADER, said.append) as journal:
-        assert (journal.kept, journal.damaged) == (3, 3)
-        assert [journal.get(i, "0") is None for i in range(6)] == [False, True, True, True, False, False]
-    assert "3 damaged lines" in said[0]
+        assert journal.kept == 5 and journal.damaged >= 1
+        assert [i for i in range(6) if journal.get(i, "0") is None] == [1]
+    assert "damaged lines are passed over" in said[0]
+
+
+def test_a_line_of_another_journal_is_not_taken(tmp_path: Path) -> None:
+    path, other = tmp_path / "step-1.jsonl", tmp_path / "step-2.jsonl"
+    filled(path, 2)
+    filled(other, 4, {**HEADER, "seed": 1})
+    path.write_bytes(path.read_bytes() + other.read_bytes().split(b"\n")[4] + b"\n")
+    with Journal(path, HEADER) as journal:
+        assert (journal.kept, journal.damaged) == (2, 1)
+
+
+def test_a_damaged_header_loses_no_answers(tmp_path: Path) -> None:
+    path = tmp_path / "step-1.jsonl"
+    filled(path, 5)
+    path.write_bytes(b"#" + path.read_bytes()[1:])
+    said: list[str] = []
+    with Journal(path, HEADER, said.append) as journal:
+        assert (journal.kept, journal.damaged) == (5, 0)
+        journal.add("5/0/d5", answer("more"))
+    assert "its first line cannot be read; kept as step-1.unreadable.jsonl, 5 answers of it are taken up" in said[0]
+    with Journal(path, HEADER) as journal:
+        assert journal.kept == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1.jsonl", "step-1.lock", "step-1.unreadable.jsonl"]
+
+
+def test_a_step_finds_its_answers_under_another_number(tmp_path: Path) -> None:
+    filled(tmp_path / "step-1.jsonl", 3)
+    filled(tmp_path / "step-2.jsonl", 2, {**HEADER, "seed": 1})
+    with Journal(tmp_path / "step-2.jsonl", HEADER, kin="step-*.jsonl") as journal:
+        assert journal.kept == 3
+    with Journal(tmp_path / "step-3.jsonl", {**HEADER, "seed": 1}, kin="step-*.jsonl") as journal:
+        assert journal.kept == 2
+    with Journal(tmp_path / "step-4.jsonl", HEADER) as journal:  # a user's own file takes no other's answers
+        assert journal.kept == 0
 
 
 def test_other_settings_start_anew_keep_the_old_and_find_it_again(tmp_path: Path) -> None:
@@ -182,10 +228,9 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_a_hundred_thousand_answers_cost_no_memory_to_speak_of(tmp_path: Path) -> None:
     path = tmp_path / "step-1.jsonl"
     filled(path, 1)
-    line = path.read_bytes().split(b"\n")[1]
     with path.open("ab") as file:
         for i in range(1, 100_000):
-            file.write(line.replace(b'"0/0/d0"', b'"%d/0/d%d"' % (i, i)) + b"\n")
+            file.write(_line(f"{i}/0/d{i}", answer("text 0\n둘째 줄\u2028"), digest_of(HEADER)))
     tracemalloc.start()
     with Journal(path, HEADER) as journal:
         assert journal.kept == 100_000

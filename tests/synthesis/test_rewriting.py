@@ -104,6 +104,15 @@ def test_only_the_question_of_a_row_with_context_is_rephrased() -> None:
     assert made[0]["prompt"] == [{"role": "user", "content": "C\n\nR who?"}]
 
 
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n"])
+def test_a_blank_line_is_one_whatever_stands_on_it(blank: str) -> None:
+    """Else the context would be rephrased with the question, and the answer no longer be in it."""
+    engine = FakeEngine(lambda p: "R " + fence(p, "text"))
+    row = {"prompt": f"Context one.{blank}Context two.{blank}who?\r\n", "completion": "me"}
+    made, _ = paraphrase([row], engine, part="last_paragraph", keep_original=False)
+    assert made[0]["prompt"] == f"Context one.{blank}Context two.{blank}R who?"
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValidationError, match="all the same"):
         ParaphraseStep.model_validate({"engine": "a", "k": 2, "sampling": {"temperature": 0.0}})
@@ -124,7 +133,7 @@ def test_every_prompt_is_there_in_both_languages_and_holds_what_it_needs() -> No
     }
     for name, holds in needs.items():
         for language in ("en", "ko"):
-            text = template(None, name, language, needs=holds)
+            text = template(None, name, language)
             assert all(text.count(f"{{{held}}}") == 1 for held in holds), (name, language)
             assert (max(text) >= "\uac00") == (language == "ko")
 

@@ -92,3 +92,10 @@ def test_what_makes_no_pair_is_dropped_by_reason() -> None:
 def test_rows_without_scores_are_refused() -> None:
     with pytest.raises(DataError, match="put score or judge before it"):
         select([{"prompt": "q", "completions": ["a", "b"]}])
+
+
+def test_a_margin_of_just_the_minimum_stays_though_floats_fall_short_of_it() -> None:
+    assert 0.3 - 0.1 < 0.2
+    row = {"prompt": "q", "completions": ["a", "b"], "scores": [0.3, 0.1]}
+    assert len(select([row], min_margin=0.2).rows) == 1
+    assert select([row], min_margin=0.2001).report["dropped"] == {"under min_margin": 1}

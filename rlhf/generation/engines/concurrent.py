@@ -25,7 +25,7 @@ class _Job(Generic[T, R]):
 def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[tuple[T, R]]:
     """Each item with `work(item)`, in any order; at most `limit` are read and not yet handed over.
 
-    The first exception of `work` is raised here. Left early, the workers end after what they are at; their results are lost.
+    The first exception of `work` is raised here, after the results that are there by then. Left early, the workers end after what they are at; their results are lost.
     """
     jobs: SimpleQueue[_Job[T, R] | None] = SimpleQueue()
     done: SimpleQueue[_Job[T, R]] = SimpleQueue()
@@ -56,6 +56,10 @@ def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iter
             job = done.get()
             pending -= 1
             if job.error is not None:
+                while not done.empty():  # what is finished was paid for
+                    other = done.get()
+                    if other.error is None:
+                        yield other.item, other.result  # type: ignore[misc]
                 raise job.error
             yield job.item, job.result  # type: ignore[misc]
     finally:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
 from ...data.rows import Text
-from ...errors import DataError, RecipeError, SetupError
+from ...errors import DataError, SetupError
 from ...recipe.synthesis import OpenaiSection, TextSampling
 from ..text import Answer, Request
 from .concurrent import concurrently
@@ -59,13 +58,8 @@ class OpenaiServer:
     def __init__(
         self, section: OpenaiSection, *, name: str = "openai", encode: Callable[[Text], list[int]] | None = None
     ) -> None:
-        """Opens no connection. Raises RecipeError for an address that is none, SetupError for a key that is not set."""
+        """Opens no connection. Raises SetupError for a key that is not set."""
         self._section, self._name, self._encode = section, name, encode
-        url = urlsplit(section.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise RecipeError(f"engine {name}: base_url: expected something like http://localhost:8000/v1")
-        if url.username or url.password or url.query:
-            raise RecipeError(f"engine {name}: base_url: no key or password here; set api_key_env to a variable's name")
         self._key = self._read_key()
         self._runs: list[_Run] = []
 
@@ -114,7 +108,7 @@ class OpenaiServer:
         except _Passing as fault:
             tries = self._section.max_retries
             reason = f"no answer after {1 + tries} tries: {fault}"
-            return Answer([], [], prompt_tokens, completion_tokens, retries + tries, error=reason)
+            return Answer([], [], prompt_tokens, completion_tokens, retries + tries, error=reason, gave_up=True)
         except (_Refused, ValueError, DataError) as refusal:
             return Answer([], [], prompt_tokens, completion_tokens, retries, error=str(refusal))
         copies = run.sampling.n // run.wanted  # greedy: one stands for all
@@ -151,7 +145,7 @@ class OpenaiServer:
             try:
                 found = parse_choices(reply.text, body["n"])
                 run.answered = True
-                return found
+                return replace(found, texts=[self._clean(text) for text in found.texts])
             except ValueError as error:
                 raise _Passing(str(error)) from None
         if passes(reply.status):
@@ -177,6 +171,12 @@ class OpenaiServer:
             raise SetupError(f"engine {self._name}: {section.base_url}: {key} ({said})")
         if reply.status == 404:
             raise SetupError(f"engine {self._name}: {section.base_url}: {self._not_found(run)} ({said})")
+        if 300 <= reply.status < 400:
+            there = self._clean(reply.headers.get("location", "another address"))
+            raise SetupError(
+                f"engine {self._name}: {section.base_url}: redirects to {there}, which is not followed (a key must go to no "
+                f"other host); set base_url to where the API is ({said})"
+            )
         if code == "insufficient_quota":
             raise SetupError(f"engine {self._name}: {section.base_url}: the account's quota is used up ({said})")
         if reply.status in (400, 422):
@@ -210,7 +210,8 @@ class OpenaiServer:
     # --- the server itself ------------------------------------------------------------------------------------------
 
     def _is_vllm(self, run: _Run) -> bool:
-        """Whether the server says so of its models. Tried as often as a request; a server with no such list is another."""
+        """Whether the server says so of its models. Tried as often as a request: one that is busy now is none the less vLLM, and must be
+        sent every setting. A server with no such list is another."""
         tries = 0
         while True:
             try:
@@ -229,6 +230,8 @@ class OpenaiServer:
     def _models(self, run: _Run, *, raising: bool = False) -> list[dict[str, Any]]:
         try:
             reply = run.client.request("GET", "/models")
+            if raising and passes(reply.status):
+                raise TransportError(f"HTTP {reply.status}")
             found = json.loads(self._clean(reply.text)).get("data")
         except TransportError:
             if raising:

@@ -21,27 +21,26 @@ T = TypeVar("T")
 RATIONALE_LINES = 30  # at most, before a last line that is a choice
 
 
-def unsupported(engine: Engine, sampling: TextSampling) -> list[str]:
-    """What is wrong with these settings on this engine, one line each; empty when nothing is."""
+def unsupported(engine: Engine, sampling: TextSampling) -> list[tuple[str, str]]:
+    """The settings that do not go with this engine, each with what is wrong; empty when all do."""
     problems = []
     if engine != "transformers":
         if sampling.num_beams > 1:
-            problems.append(f"sampling.num_beams: engine {engine} has no beam search; use engine: transformers")
+            problems.append(("num_beams", f"engine {engine} has no beam search; use engine: transformers"))
         if sampling.no_repeat_ngram_size:
-            problems.append(
-                f"sampling.no_repeat_ngram_size: engine {engine} cannot do it; use repetition_penalty, or engine: transformers"
-            )
+            instead = "use repetition_penalty, or engine: transformers"
+            problems.append(("no_repeat_ngram_size", f"engine {engine} cannot do it; {instead}"))
     if sampling.length_penalty != 1.0 and sampling.num_beams == 1:
-        problems.append("sampling.length_penalty: does nothing without num_beams above 1")
+        problems.append(("length_penalty", "does nothing without num_beams above 1"))
     if 1 < sampling.num_beams < sampling.n:
-        problems.append(f"sampling.n: at most num_beams ({sampling.num_beams}) completions come out of a beam search")
+        problems.append(("n", f"at most num_beams ({sampling.num_beams}) completions come out of a beam search"))
     return problems
 
 
 def refuse_unsupported(engine: Engine, sampling: TextSampling, *, name: str) -> None:
     """Raise RecipeError for settings that this engine cannot carry out."""
     if problems := unsupported(engine, sampling):
-        raise RecipeError([f"engine {name}: {problem}" for problem in problems])
+        raise RecipeError([f"engine {name}: sampling.{key}: {problem}" for key, problem in problems])
 
 
 def distinct_samples(sampling: TextSampling) -> int:

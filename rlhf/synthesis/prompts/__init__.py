@@ -16,7 +16,7 @@ fence and speak as the judge's prompt or as another candidate.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,27 +25,38 @@ from ...errors import RecipeError
 
 FOLDER = Path(__file__).parent
 
+# what a step's prompt must hold, and what it may
+PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "generate": (("prompt",), ()),
+    "pool": (("prompt",), ()),
+    "evolve": (("prompt", "completion"), ("method",)),
+    "score": (("prompt", "completion"), ("aspect", "form")),
+    "judge": (("prompt", "a", "b"), ("form",)),
+    "paraphrase": (("prompt",), ()),
+}
+
 
 def built_in(name: str, language: str) -> str:
     """The text of a prompt that comes with rlhf."""
     return (FOLDER / f"{name}.{language}.txt").read_text(encoding="utf-8").strip()
 
 
-def template(value: str | None, name: str, language: str, *, needs: Sequence[str], may: Sequence[str] = ()) -> str:
-    """A step's prompt: the recipe's own text or file, or with None the one that comes with rlhf.
+def template(value: str | None, step: str, language: str) -> str:
+    """A step's prompt: the recipe's own text or file, or with None the one that comes with rlhf (generate and pool: the row's prompt alone).
 
-    Raises RecipeError for a file that cannot be read, and for a text without one of the placeholders that it `needs`.
+    Raises RecipeError for a file that cannot be read, and for a text without one of the placeholders that the step needs.
     """
+    needs, may = PLACEHOLDERS[step]
     if value is None:
-        return built_in(name, language)
-    text = _read(value, name) if "\n" not in value and (value.endswith(".txt") or _is_file(value)) else value
+        return built_in(step, language) if step not in ("generate", "pool") else "{prompt}"
+    text = _read(value) if "\n" not in value and (value.endswith(".txt") or _is_file(value)) else value
     there = placeholders(text)
     for needed in needs:
         if needed not in there:
             near = get_close_matches(needed, there, n=1)
             hint = f"; did you mean it by {{{near[0]}}}?" if near else ""
             others = f" (it may hold {', '.join(f'{{{m}}}' for m in may)} too)" if may else ""
-            raise RecipeError(f"{name}.prompt: must hold {{{needed}}}{others}{hint}")
+            raise RecipeError(f"must hold {{{needed}}}{others}{hint}")
     return text
 
 
@@ -88,10 +99,10 @@ def _is_file(value: str) -> bool:
         return False
 
 
-def _read(path: str, name: str) -> str:
+def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise RecipeError(f"{name}.prompt: {path}: not UTF-8 text") from None
+        raise RecipeError(f"{path}: not UTF-8 text") from None
     except OSError as error:
-        raise RecipeError(f"{name}.prompt: {path}: cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None

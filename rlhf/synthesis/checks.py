@@ -1,0 +1,73 @@
+"""What can be told of a recipe's model steps before a model is asked: prompts that cannot be used, settings that an engine has not,
+steps that cannot take the rows which those before them make.
+
+For `rlhf check`, and for `steps` before the first request: a mistake in the last step must not come out when the others are paid for.
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import RecipeError
+from ..generation.engines.sampling import unsupported
+from ..recipe.schema import DataRecipe
+from ..recipe.steps import DataStep
+from ..recipe.synthesis import AskSection, PoolStep, ScoreStep
+from .prompts import template
+
+Key = tuple[str | int, ...]
+
+
+def problems(recipe: DataRecipe) -> Iterator[tuple[Key, str]]:
+    """Each fault's key in the recipe, and what it is."""
+    kind, scored = None, False  # of the rows that come to a step, as far as the steps before it tell
+    for number, step in enumerate(recipe.steps):
+        takes, makes = _kinds(step)
+        if kind is not None and takes and kind not in takes:
+            yield (
+                ("steps", number, step.name),
+                f"takes rows that are a {' or a '.join(takes)}, and here come {kind} rows",
+            )
+        elif scored and (step.generate or step.pool):
+            yield ("steps", number, step.name), "the completions are scored already; put it before score or judge"
+        kind = makes or kind
+        scored = bool(step.score or step.judge) or (scored and step.evolve is None)
+        for key, section in _asking(step):
+            path = ("steps", number, *key)
+            try:
+                template(section.prompt, step.name, section.language)
+            except RecipeError as error:
+                yield (*path, "prompt"), str(error)
+            engine = recipe.engines.get(section.engine or "")
+            if engine is not None:
+                for name, problem in unsupported(engine.engine, section.sampling):
+                    yield (*path, "sampling", name), problem
+
+
+def _kinds(step: DataStep) -> tuple[tuple[str, ...], str | None]:
+    """The kinds of rows that a step takes (any, where none are named), and the one that it makes (as they come, where none is)."""
+    if step.generate:
+        into = {
+            "completion": (("prompt",), "demonstration"),
+            "rejected": (("demonstration",), "preference"),
+            "completions": (("prompt", "demonstration", "ranking"), "ranking"),
+        }
+        return into[step.generate.into]
+    if step.pool:
+        return ("prompt", "demonstration", "ranking"), "ranking"
+    if step.evolve:
+        return ("demonstration", "ranking"), "ranking" if step.evolve.keep == "all" else None
+    if step.score or step.judge:
+        return ("ranking",), "ranking"
+    if step.select or step.pairs:
+        return ("ranking",), "preference"
+    return (), None
+
+
+def _asking(step: DataStep) -> Iterator[tuple[Key, AskSection | ScoreStep]]:
+    section = step.model_step
+    if isinstance(section, PoolStep):
+        yield from (((step.name, "members", i), member) for i, member in enumerate(section.members))
+    elif isinstance(section, AskSection | ScoreStep):
+        yield (step.name,), section

@@ -1,0 +1,164 @@
+"""Continuous batches: whatever comes and goes around it, a row says what it says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
+
+from rlhf.errors import RecipeError
+from rlhf.generation import decoding
+from rlhf.generation.decoding import Decoder, Prompt
+from rlhf.generation.engine import TransformersEngine
+from rlhf.models.policy import Policy
+from rlhf.recipe.sections import SamplingSection
+from tests.tiny import tiny_tokenizer
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "initializer_range": 0.5,
+}  # fmt: skip
+WINDOW = {**SMALL, "sliding_window": 8}
+FAMILIES = {
+    "llama": SMALL,
+    "mistral": WINDOW,
+    "gemma2": WINDOW,  # soft-capped: padded prompts
+    "gemma3_text": WINDOW,
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.5},
+    "lfm2": {**SMALL, "layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
+    "qwen3_5_text": {
+        **SMALL, "layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+}  # fmt: skip
+TEXTS = [
+    "The film was",
+    "I",
+    "It is a good day to see the sea and",
+    "a b c d e f g h i j k l m n o p q",
+    "x",
+    "we meet",
+    "so",
+]
+PROMPTS = [tiny_tokenizer()(text).input_ids for text in TEXTS]
+
+
+def model_of(family: str) -> PreTrainedModel:
+    tokenizer = tiny_tokenizer()
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0, "pad_token_id": 0}
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family], **ids)).eval()
+
+
+def engine_of(family: str) -> TransformersEngine:
+    return TransformersEngine(Policy(model_of(family), pad_token_id=0), tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def llama() -> TransformersEngine:
+    return engine_of("llama")
+
+
+def decoder(engine: TransformersEngine, sampling: SamplingSection) -> Decoder:
+    return Decoder(engine.policy.eval(), sampling, seed=0, ended=lambda rows: engine._ended(rows, []))
+
+
+def prompts() -> Iterator[Prompt]:
+    return (Prompt(i, i, ids) for i, ids in enumerate(PROMPTS))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_says_what_generate_says_alone(family: str, batch_size: int) -> None:
+    """Seven prompts through a few places, in an order that makes columns be cut and added: for each family, with windows and without."""
+    engine = engine_of(family)
+    sampling = SamplingSection(temperature=0, max_new_tokens=20, batch_size=batch_size)
+    greedy = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=list(engine.stop_ids), pad_token_id=0)
+    said = dict(decoder(engine, sampling).run(prompts()))
+    for tag, ids in enumerate(PROMPTS):
+        theirs = engine.policy.transformer.generate(torch.tensor([ids]), generation_config=greedy)[0, len(ids) :]
+        assert said[tag] == [theirs.tolist()]
+
+
+def test_the_families_take_the_ways_they_are_here_for() -> None:
+    """Else the test above would pass on one way only."""
+    ways = {family: (e.policy.segments, decoder(e, SamplingSection())._flowing) for family, e in
+            ((family, engine_of(family)) for family in FAMILIES)}  # fmt: skip
+    assert ways == {
+        "llama": (True, True), "mistral": (True, True), "gemma2": (False, True), "gemma3_text": (True, True),
+        "gpt2": (True, True), "lfm2": (False, False), "qwen3_5_text": (False, False),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "lfm2"])
+def test_samples_do_not_hang_on_their_neighbours(family: str) -> None:
+    engine = engine_of(family)
+    wide = SamplingSection(n=3, max_new_tokens=15, batch_size=64)
+    said = dict(decoder(engine, wide).run(prompts()))
+    for batch_size in (1, 7):
+        narrow = wide.model_copy(update={"batch_size": batch_size})
+        assert dict(decoder(engine, narrow).run(reversed(list(prompts())))) == said
+    assert len({tuple(ids) for group in said.values() for ids in group}) > 2 * len(PROMPTS)  # no samples of one draw
+
+
+def test_prompts_in_several_passes_give_the_same(llama: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = SamplingSection(temperature=0, max_new_tokens=10)
+    whole = dict(decoder(llama, sampling).run(prompts()))
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 4)
+    passes = []
+    enter = Decoder._enter
+    monkeypatch.setattr(Decoder, "_enter", lambda self, group: passes.append(len(group)) or enter(self, group))
+    assert dict(decoder(llama, sampling).run(prompts())) == whole
+    assert sum(passes) == len(PROMPTS) and len(passes) > 3
+
+
+def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_place(llama: TransformersEngine) -> None:
+    """Ends are set by hand: a row ends after as many tokens as its prompt's tag says."""
+    read: list[int] = []
+    lengths = {0: 9, 1: 2, 2: 2, 3: 2}
+
+    def waiting() -> Iterator[Prompt]:
+        for tag in lengths:
+            read.append(tag)
+            yield Prompt(tag, tag, [tag + 20])
+
+    at_work = Decoder(
+        llama.policy, SamplingSection(max_new_tokens=12, batch_size=2), seed=0,
+        ended=lambda rows: [len(row.ids) == lengths[row.prompt.tag] for row in at_work._rows],
+    )  # fmt: skip
+    run = at_work.run(waiting())
+    tag, [ids] = next(run)
+    assert (tag, len(ids), read) == (1, 2, [0, 1])
+    assert [next(run)[0] for _ in range(2)] == [2, 3]
+    assert read == [0, 1, 2, 3]
+    assert [(tag, len(ids)) for tag, [ids] in run] == [(0, 9)]
+
+
+def test_no_row_says_more_than_it_may(llama: TransformersEngine) -> None:
+    said = dict(decoder(llama, SamplingSection(n=2, max_new_tokens=3, batch_size=4)).run(prompts()))
+    assert {len(ids) for group in said.values() for ids in group if ids[-1] not in llama.stop_ids} == {3}
+
+
+def test_leaving_early_gives_the_training_mode_back(llama: TransformersEngine) -> None:
+    llama.policy.train()
+    run = llama.samples(prompts(), SamplingSection(max_new_tokens=4, batch_size=2), seed=0)
+    next(run)
+    assert not llama.policy.training
+    run.close()
+    assert llama.policy.training
+
+
+def test_a_model_that_keeps_its_state_elsewhere_is_refused() -> None:
+    """Mamba's forward takes `cache_params` and ignores `past_key_values`: it would forget its prompt without a word."""
+    model = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=8))
+    with pytest.raises(RecipeError, match=r"MambaForCausalLM .* past_key_values"):
+        TransformersEngine(Policy(model, pad_token_id=0, batching="padded"), tiny_tokenizer())

@@ -169,6 +169,13 @@ def test_draws_follow_the_likelihoods(engine: TransformersText, oracle: Oracle, 
         assert answer.ended == [True] * 4000
 
 
+def test_each_request_draws_from_a_stream_of_its_own(engine: TransformersText) -> None:
+    requests = [Request(f"key {i}", PROMPTS[0]) for i in range(64)]
+    sampling = ONCE.model_copy(update={"temperature": 100.0})  # all but even shares
+    answers = engine.answers(requests, sampling, seed=0, choices=OneLine(["A", "B"]))
+    assert 16 < sum(answer.texts == ["A"] for _, answer in answers) < 48
+
+
 def test_a_number_picks_its_share() -> None:
     scores = [math.log(w) - 900 for w in (0.2, 0.5, 0.3)]
     assert [drawn(scores, x) for x in (0.0, 0.199, 0.201, 0.699, 0.701, 1 - 2**-53)] == [0, 0, 1, 1, 2, 2]

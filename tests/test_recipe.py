@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.errors import RecipeError
@@ -153,6 +153,7 @@ TEXTS = st.text() | st.sampled_from(
 RATES = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
 
 
+@settings(deadline=None)  # it writes a file: on a busy machine that takes as long as it takes
 @given(TEXTS, TEXTS, st.lists(TEXTS), RATES, st.none() | RATES, st.dictionaries(TEXTS, TEXTS), st.none() | TEXTS)
 def test_a_dumped_recipe_loads_back_equal(tmp_path_factory, folder, text, modules, rate, norm, columns, split) -> None:
     recipe = DpoRecipe(

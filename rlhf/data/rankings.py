@@ -20,6 +20,7 @@ drawn of a row depends neither on its place, nor on the other rows, nor on the o
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,9 +130,14 @@ def _objection(margin: float | None, ties: Ties, min_margin: float, max_margin: 
         return None
     if margin == 0 and ties == "drop":
         return TIE
-    if margin < min_margin:
+    if below(margin, min_margin):
         return MARGIN
-    return WIDE if max_margin is not None and margin > max_margin else None
+    return WIDE if max_margin is not None and below(max_margin, margin) else None
+
+
+def below(margin: float, bound: float) -> bool:
+    """Whether a difference of scores is under a bound, and not the bound itself up to rounding: 0.3 - 0.1 < 0.2 in floats."""
+    return margin < bound and not math.isclose(margin, bound)
 
 
 class _Chance:

@@ -21,8 +21,9 @@ from rlhf.errors import DataError
 
 BATCH_ROWS = 4096
 BATCH_BYTES = 1 << 26
-# what pyarrow raises for values that Python cannot hold: bytes that are no UTF-8, times out of range, unknown zones
-_NOT_IN_PYTHON = (ValueError, OverflowError, pa.ArrowNotImplementedError)
+# what pyarrow raises for values that Python cannot hold: bytes that are no UTF-8, times out of range, unknown zones (until
+# pyarrow 24 the zone library's own KeyError)
+_NOT_IN_PYTHON = (ValueError, OverflowError, KeyError, pa.ArrowNotImplementedError)
 _BROKEN = (
     pa.ArrowInvalid,
     pa.ArrowNotImplementedError,

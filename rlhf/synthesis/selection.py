@@ -6,11 +6,11 @@ seed, the prompt and the text, not by place: the first completions of a pool are
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..data.rankings import below
 from ..data.rows import Located, Row, Text, grades_of, text_of
 from ..recipe.synthesis import SelectStep
 from .answering import content
@@ -56,9 +56,7 @@ class Selecting:
         if a == b:
             return Made(reason=SAME)
         margin = grades[best] - grades[worst]
-        if margin < self._step.min_margin and not math.isclose(
-            margin, self._step.min_margin
-        ):  # 0.3 - 0.1 < 0.2 in floats
+        if below(margin, self._step.min_margin):
             return Made(reason=MARGIN)
         if self._step.max_similarity < 1 and similarity(a, b) > self._step.max_similarity:
             return Made(reason=ALIKE)

@@ -51,6 +51,14 @@ def test_min_margin() -> None:
         make_pairs(ranking=[0, 1], min_margin=0.1)
 
 
+def test_a_margin_of_just_a_bound_stays_though_floats_fall_beside_it() -> None:
+    assert 0.3 - 0.1 < 0.2 and 1.1 - 0.8 > 0.3
+    assert len(make_pairs(scores=[0.3, 0.1], min_margin=0.2).kept) == 1
+    assert len(make_pairs(scores=[1.1, 0.8], max_margin=0.3).kept) == 1  # 0.30000000000000004
+    assert make_pairs(scores=[0.3, 0.1], min_margin=0.2001).dropped == {"under min_margin": 1}
+    assert make_pairs(scores=[1.1, 0.8], max_margin=0.2999).dropped == {"over max_margin": 1}
+
+
 def test_ties() -> None:
     assert indices(scores=[5.0, 5.0, 1.0]) == [(0, 2), (1, 2)]
     assert make_pairs(scores=[5.0, 5.0, 1.0]).dropped == {"tie": 1}

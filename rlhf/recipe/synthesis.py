@@ -69,10 +69,18 @@ class VllmSection(Section):
     port: PositiveInt | None = None
 
 
+class PriceSection(Section):
+    """What a million tokens cost, of prompts and of completions, in a currency of your own."""
+
+    prompt: NonNegativeFloat
+    completion: NonNegativeFloat
+
+
 class OpenaiSection(Section):
     """Any server that speaks the OpenAI protocol. The key is read from the environment variable `api_key_env`, and never written.
 
-    `timeout` is seconds for one request; a request is tried 1 + `max_retries` times, waiting longer each time.
+    `timeout` is seconds for one request; a request is tried 1 + `max_retries` times, waiting longer each time. With a `price` the
+    report says what the answers cost.
     """
 
     engine: Literal["openai"]
@@ -84,6 +92,7 @@ class OpenaiSection(Section):
     timeout: PositiveFloat = 120.0
     max_retries: NonNegativeInt = 5
     chat: Literal["chat", "plain"] = "chat"
+    price: PriceSection | None = None
 
     @field_validator("base_url")
     @classmethod

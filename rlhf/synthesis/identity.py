@@ -26,6 +26,7 @@ NO_MATTER = {
     "gpu_memory_utilization",
     "enforce_eager",
     "port",
+    "price",
     "batch_size",
 }
 IN_ROWS = {

@@ -122,8 +122,17 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
                 _Progress(step.name),
             )
             report = carry_out(run, out, step.name)
+        self._price(report)
         _tell(report)
         return {"step": step.name, **section.model_dump(exclude_defaults=True), **report}
+
+    def _price(self, report: dict[str, Any]) -> None:
+        """Add to the account of each engine that has a price what all its answers cost, those of earlier runs included."""
+        for name, used in report.get("engines", {}).items():
+            price = getattr(self._sections.get(name), "price", None)
+            if price is not None:
+                millionths = used["prompt_tokens"] * price.prompt + used["completion_tokens"] * price.completion
+                used["cost"] = millionths / 1e6
 
     def _get(self, name: str, section: ModelStep) -> TextEngine:
         if self._engine is None or self._name != name:
@@ -162,7 +171,7 @@ def carry_out(run: Run, out: Spill, name: str) -> dict[str, Any]:
         ) from error
     report = account.report()
     if run.costs:
-        report["engines"] = {engine: vars(cost) for engine, cost in run.costs.items()}
+        report["engines"] = {engine: dict(vars(cost)) for engine, cost in run.costs.items()}
     return report | run.task.facts()
 
 
@@ -188,7 +197,10 @@ def _say(message: str) -> None:
 
 
 def _tell(report: dict[str, Any]) -> None:
-    """What must not be overlooked: answers that could not be used."""
+    """What must not be overlooked: what it cost, and answers that could not be used."""
+    costs = {name: used["cost"] for name, used in report.get("engines", {}).items() if "cost" in used}
+    if costs:
+        _say("  cost: " + ", ".join(f"{name} {cost:.4f}" for name, cost in costs.items()))
     if "unparsed_rate" in report:
         _say(f"  answers that could not be read: {report['unparsed_rate']:.1%}, {report['unparsed']} in all")
     failures = sum((engine["failures"] for engine in report.get("engines", {}).values()), Counter[str]())

@@ -16,7 +16,7 @@ from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError, RlhfError
 from rlhf.generation.text import Answer, Request
 from rlhf.recipe.sections import SourceSection
-from rlhf.recipe.synthesis import TextSampling
+from rlhf.recipe.synthesis import PriceSection, TextSampling
 from rlhf.synthesis.steps import ModelSteps
 
 from ..data.support import lines
@@ -272,3 +272,24 @@ def test_a_journal_in_use_is_not_shared(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build(made, a=Rival())
+
+
+def test_a_price_is_multiplied_with_all_tokens_and_a_new_one_asks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recipe(
+        tmp_path / "out", source(tmp_path, 10), {"generate": {"engine": "a", "into": "rejected"}}, engines=["a"]
+    )
+    build(made, a=FakeEngine(lambda p: "an answer"))
+    for price, cost in (
+        ({"prompt": 1e6, "completion": 0.0}, "prompt_tokens"),
+        ({"prompt": 0.0, "completion": 2e6}, "completion_tokens"),
+    ):
+        priced = made.model_copy(
+            update={"engines": {"a": made.engines["a"].model_copy(update={"price": PriceSection(**price)})}}
+        )
+        [step] = build(priced, a=FakeEngine(lambda p: "another"))["steps"]
+        used = step["engines"]["a"]
+        assert used["from_journal"] == used["requests"] == 10
+        assert used["cost"] == used[cost] * max(price.values()) / 1e6 > 0
+        assert f"cost: a {used['cost']:.4f}" in capsys.readouterr().err

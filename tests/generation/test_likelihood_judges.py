@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.cache import MANIFEST, root
 from rlhf.generation.engines import open_engine
 from rlhf.generation.engines.transformers_text import TransformersText
 from rlhf.generation.text import Answer, OneLine, Request
@@ -104,9 +103,6 @@ def plain_choice(engine: TransformersText, request: Request, choices: list[str])
     return choices[scores.index(max(scores))]
 
 
-@pytest.mark.skipif(
-    not (root() / "smollm2-135m-instruct" / MANIFEST).is_file(), reason="the embedded model is not in the cache"
-)
 def test_a_real_model_and_tokenizer() -> None:
     """SmolLM2: a choice's ids are those that the whole text has, and verdicts equal those of plain forward passes."""
     section = TransformersSection(engine="transformers", model=ModelSection(name_or_path=SMOLLM2))

@@ -117,11 +117,7 @@ def _model_path(key: str, path: str, made: Collection[str]) -> tuple[str | None,
 
 
 def _embedded(path: str) -> str | None:
-    if path in embedded.NAMES:
-        return None
-    near = difflib.get_close_matches(path, embedded.NAMES, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; there are {' and '.join(embedded.NAMES)}"
-    return f"no such embedded model or data: {path}{hint}"
+    return None if path in embedded.NAMES else embedded.unknown(path)
 
 
 def _under(path: str, folders: Collection[str]) -> bool:

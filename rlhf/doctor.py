@@ -151,4 +151,5 @@ def _cache(found: Examination) -> None:
         found.facts.append(("", f"less than {ROOMY / GIB:.0f} GiB free: set RLHF_CACHE to a folder with more room"))
     for name in embedded.NAMES:
         made = (root / name.removeprefix(embedded.PREFIX) / cache.MANIFEST).is_file()
-        found.facts.append((name, "in the cache" if made else "not in the cache yet (made on first use)"))
+        state = "in the cache" if made else "not in the cache yet (made on first use)"
+        found.facts.append((name, state + (f"; {embedded.OPT_IN[name]}" if name in embedded.OPT_IN else "")))

@@ -1,7 +1,8 @@
-"""The built-in model and data: `embedded:NAME` wherever a recipe takes a path.
+"""The built-in models and data: `embedded:NAME` wherever a recipe takes a path.
 
 They come from ordinary packages of the package index, so that the quickstart and the tests run a real model on real
-data with no model hub. Importing this module imports neither torch nor pyarrow; making a folder does, on first use.
+data with no model hub. `gemma3-270m` is opt-in: nothing here depends on it or installs it, and Gemma's terms apply to it.
+Importing this module imports neither torch nor pyarrow; making a folder does, on first use.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from .. import cache, manifest
 from ..errors import RecipeError, SetupError
 
 PREFIX = "embedded:"
-NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews")
+NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews", f"{PREFIX}gemma3-270m")
+OPT_IN = {NAMES[2]: "opt-in, under the Gemma Terms of Use"}
 
 
 def resolve(name_or_path: str) -> str:
     """The local folder behind `embedded:NAME`; any other string comes back as it is.
 
-    The model is a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template); the data a folder with
+    A model is a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template if it has one); the data a folder with
     `train/*.parquet` and `test/*.parquet` of {prompt, completion}. Made on first use, verified on every use.
     Raises RecipeError for an unknown name, SetupError when a package that it is made from is missing.
     """
@@ -34,10 +36,19 @@ def resolve(name_or_path: str) -> str:
         from . import reviews
 
         return str(cache.folder("film-reviews", reviews.VERSION, reviews.write_openings))
-    short = [name.removeprefix(PREFIX) for name in NAMES]  # the prefix would make everything look alike
-    close = difflib.get_close_matches(name_or_path.removeprefix(PREFIX), short, n=1, cutoff=0.5)
-    hint = f"did you mean '{PREFIX}{close[0]}'?" if close else f"there are {' and '.join(NAMES)}"
-    raise RecipeError(f"{name_or_path}: no such embedded model or data; {hint}")
+    if name_or_path == NAMES[2]:
+        from . import gemma3
+
+        return str(cache.folder("gemma3-270m", gemma3.VERSION, gemma3.convert))
+    raise RecipeError(unknown(name_or_path))
+
+
+def unknown(name: str) -> str:
+    """What to say of an `embedded:` name that there is not."""
+    short = [known.removeprefix(PREFIX) for known in NAMES]  # the prefix would make everything look alike
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), short, n=1, cutoff=0.5)
+    hint = f"did you mean '{PREFIX}{close[0]}'?" if close else f"there are {', '.join(NAMES)}"
+    return f"no such embedded model or data: {name}; {hint}"
 
 
 def packaged_file(package: str, relative: str, sha256: str, install: str) -> Path:

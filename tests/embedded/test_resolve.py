@@ -20,7 +20,9 @@ def test_anything_else_comes_back_as_it_is(path: str) -> None:
 def test_an_unknown_name_is_told_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"did you mean 'embedded:film-reviews'\?"):
         embedded.resolve("embedded:film-review")
-    with pytest.raises(RecipeError, match="there are embedded:smollm2-135m-instruct and embedded:film-reviews"):
+    with pytest.raises(
+        RecipeError, match="there are embedded:smollm2-135m-instruct, embedded:film-reviews, embedded:gemma3"
+    ):
         embedded.resolve("embedded:xyz")
 
 

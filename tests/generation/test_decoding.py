@@ -148,13 +148,39 @@ def test_no_row_says_more_than_it_may(llama: TransformersEngine) -> None:
     assert {len(ids) for group in said.values() for ids in group if ids[-1] not in llama.stop_ids} == {3}
 
 
-def test_leaving_early_gives_the_training_mode_back(llama: TransformersEngine) -> None:
+def test_between_results_the_policy_is_in_the_mode_it_was_in(llama: TransformersEngine) -> None:
+    """Two streams at once and a policy in training: one must not leave the other, or its owner, in the wrong mode."""
+    sampling = SamplingSection(n=2, max_new_tokens=8, batch_size=2)
+    alone = dict(llama.samples(prompts(), sampling, seed=0))
+    model = llama.policy.transformer
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
     llama.policy.train()
-    run = llama.samples(prompts(), SamplingSection(max_new_tokens=4, batch_size=2), seed=0)
-    next(run)
-    assert not llama.policy.training
-    run.close()
-    assert llama.policy.training
+    try:
+        first, second = llama.samples(prompts(), sampling, seed=0), llama.samples(prompts(), sampling, seed=0)
+        said = [next(first), next(second)]
+        assert model.training
+        first.close()
+        said += second
+        assert model.training
+    finally:
+        llama.policy.eval()
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.0
+    assert dict(said) == alone
+
+
+def test_a_policy_in_training_is_sampled_from_in_evaluation_mode_and_given_back(llama: TransformersEngine) -> None:
+    modes: list[bool] = []
+    handle = llama.policy.transformer.register_forward_hook(lambda module, *_: modes.append(module.training))
+    llama.policy.train()
+    try:
+        llama.generate(PROMPTS, SamplingSection(max_new_tokens=4, batch_size=2), seed=0)
+        assert llama.policy.transformer.training
+    finally:
+        handle.remove()
+        llama.policy.eval()
+    assert modes and not any(modes)
 
 
 def test_a_model_that_keeps_its_state_elsewhere_is_refused() -> None:

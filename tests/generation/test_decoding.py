@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -181,6 +182,23 @@ def test_a_policy_in_training_is_sampled_from_in_evaluation_mode_and_given_back(
         handle.remove()
         llama.policy.eval()
     assert modes and not any(modes)
+
+
+def test_float32_weights_are_cast_to_bf16_once_a_call(llama: TransformersEngine) -> None:
+    """Not at every token, which would take longer than the token."""
+    weight = llama.policy.transformer.model.layers[0].mlp.up_proj.weight
+    casts = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten._to_copy.default and args[0] is weight:
+                casts.append(kwargs)
+            return func(*args, **(kwargs or {}))
+
+    engine = TransformersEngine(Policy(llama.policy.model, pad_token_id=0, bf16=True), tiny_tokenizer())
+    with Watch():
+        engine.generate(PROMPTS, SamplingSection(max_new_tokens=6, batch_size=2), seed=0)
+    assert len(casts) == 1
 
 
 def test_a_model_that_keeps_its_state_elsewhere_is_refused() -> None:

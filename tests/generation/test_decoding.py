@@ -26,7 +26,7 @@ from tests.tiny import tiny_tokenizer
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "initializer_range": 0.5,
+    "head_dim": 8, "initializer_range": 0.5, "tie_word_embeddings": False,
 }  # fmt: skip
 WINDOW = {**SMALL, "sliding_window": 8}
 FAMILIES = {
@@ -34,6 +34,20 @@ FAMILIES = {
     "mistral": WINDOW,
     "gemma2": WINDOW,  # soft-capped: padded prompts
     "gemma3_text": WINDOW,
+    "gemma4_text": {  # the last two layers look at the keys of the first two; of two widths
+        **WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tiny_tokenizer()), "global_head_dim": 16,
+    },
+    "gpt_oss": {**WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},  # sinks: padded prompts, by its own attention
+    "deepseek_v3": {  # keys and values of different widths
+        **SMALL, "num_key_value_heads": 4, "head_dim": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8, "v_head_dim": 6, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "moe_intermediate_size": 16,
+    },
+    "opt": {
+        "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.5,
+        "word_embed_proj_dim": 32,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.5},
     "lfm2": {**SMALL, "layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
     "qwen3_5_text": {
@@ -85,9 +99,11 @@ def test_every_row_says_what_generate_says_alone(family: str, batch_size: int) -
     sampling = SamplingSection(temperature=0, max_new_tokens=20, batch_size=batch_size)
     greedy = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=list(engine.stop_ids), pad_token_id=0)
     said = dict(decoder(engine, sampling).run(prompts()))
+    alone = model_of(family)  # by the model's own attention
     for tag, ids in enumerate(PROMPTS):
-        theirs = engine.policy.transformer.generate(torch.tensor([ids]), generation_config=greedy)[0, len(ids) :]
+        theirs = alone.generate(torch.tensor([ids]), generation_config=greedy)[0, len(ids) :]
         assert said[tag] == [theirs.tolist()]
+    assert len({token for [ids] in said.values() for token in ids}) > 20  # more than one token over and over
 
 
 def test_the_families_take_the_ways_they_are_here_for() -> None:
@@ -96,6 +112,7 @@ def test_the_families_take_the_ways_they_are_here_for() -> None:
             ((family, engine_of(family)) for family in FAMILIES)}  # fmt: skip
     assert ways == {
         "llama": (True, True), "mistral": (True, True), "gemma2": (False, True), "gemma3_text": (True, True),
+        "gemma4_text": (True, True), "gpt_oss": (False, True), "deepseek_v3": (True, True), "opt": (True, True),
         "gpt2": (True, True), "lfm2": (False, False), "qwen3_5_text": (False, False),
     }  # fmt: skip
 

@@ -71,7 +71,7 @@ class TransformersEngine:
         """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
-        with _evaluating(self.policy), self.policy.autocast():  # around all steps: float32 weights are cast once, not at each
+        with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
             for i, group in self.samples((Prompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
                 results[i] = group
                 if progress is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     GenerationConfig,
     MambaConfig,
     MambaForCausalLM,
@@ -137,6 +140,37 @@ def test_prompts_in_several_passes_give_the_same(llama: TransformersEngine, monk
     monkeypatch.setattr(Decoder, "_enter", lambda self, group: passes.append(len(group)) or enter(self, group))
     assert dict(decoder(llama, sampling).run(prompts())) == whole
     assert sum(passes) == len(PROMPTS) and len(passes) > 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_pass_of_prompts_stays_under_its_budget(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is computed counts: in padded batches the padding too."""
+    engine = engine_of(family)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 40)
+    passes: list[int] = []
+    engine.policy.transformer.register_forward_pre_hook(
+        lambda _, args, inputs: passes.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    lengths = (30, 1, 1, 1, 1, 1, 50)
+    some = (Prompt(i, i, [20 + i] * length) for i, length in enumerate(lengths))
+    list(decoder(engine, SamplingSection(temperature=0, max_new_tokens=1)).run(some))
+    assert sorted(passes) == ([35, 50] if family == "llama" else [5, 30, 50])
+
+
+def test_a_batch_is_let_go_before_the_next_is_computed() -> None:
+    """Of a model whose rows cannot leave: else two batches' states would be held at once."""
+    engine = engine_of("lfm2")
+    caches: list[weakref.ref[Cache]] = []
+    alive: list[int] = []
+
+    def watch(_: PreTrainedModel, args: Any, inputs: dict[str, Any]) -> None:
+        if all(cache() is not inputs["past_key_values"] for cache in caches):
+            caches.append(weakref.ref(inputs["past_key_values"]))
+        alive.append(sum(cache() is not None for cache in caches))
+
+    engine.policy.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    list(decoder(engine, SamplingSection(max_new_tokens=3, batch_size=2)).run(prompts()))
+    assert len(caches) == 4 and set(alive) == {1}
 
 
 def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_place(llama: TransformersEngine) -> None:

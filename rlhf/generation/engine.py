@@ -68,7 +68,11 @@ class TransformersEngine:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens."""
+        """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens.
+
+        Raises RecipeError for a prompt that leaves no room in the model's positions.
+        """
+        self._check_room(max(map(len, prompts), default=0), sampling.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
         with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
@@ -94,6 +98,15 @@ class TransformersEngine:
                 return
             tag, rows = through
             yield tag, [self.completion(row, sampling) for row in rows]
+
+    def _check_room(self, longest: int, new_tokens: int) -> None:
+        """Learned positions are a table, and on a GPU no error that names it; others were not trained on what lies beyond."""
+        positions = getattr(self.policy.transformer.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and longest + new_tokens > positions:
+            raise RecipeError(
+                f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
+                f"the {positions} positions of the model"
+            )
 
     def _ended(self, rows: list[list[int]], stop: list[str]) -> list[bool]:
         """Which rows have just reached a stop token or completed a stop string."""

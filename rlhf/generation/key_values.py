@@ -97,7 +97,7 @@ class RowCache(Cache):
         moves = torch.tensor([movers, holes], dtype=torch.long)
         for layer in self._filled():
             moves = moves.to(layer.keys.device)  # once, not a copy for each layer
-            layer.keep(*moves, count)
+            layer.keep(moves[0], moves[1], count)
         return [places.get(i, i) for i in range(count)]
 
     def realign(self, longest: int, width: int) -> None:

@@ -14,6 +14,8 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
@@ -250,6 +252,18 @@ def test_float32_weights_are_cast_to_bf16_once_a_call(llama: TransformersEngine)
     with Watch():
         engine.generate(PROMPTS, SamplingSection(max_new_tokens=6, batch_size=2), seed=0)
     assert len(casts) == 1
+
+
+def test_prompts_beyond_the_positions_of_the_model_are_refused() -> None:
+    """GPT-2 has a table of positions: the last of it is used, and none after it."""
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=400, bos_token_id=0, eos_token_id=0, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    )
+    engine = TransformersEngine(Policy(model, pad_token_id=0), tiny_tokenizer())
+    sampling = SamplingSection(max_new_tokens=5)
+    assert [len(group) for group in engine.generate([[7] * 27, [7]], sampling, seed=0)] == [1, 1]
+    with pytest.raises(RecipeError, match=r"sampling.max_new_tokens: .* 28 tokens; with 5 .* 32 positions"):
+        engine.generate([[7] * 28, [7]], sampling, seed=0)
 
 
 def test_a_model_that_keeps_its_state_elsewhere_is_refused() -> None:

@@ -88,7 +88,8 @@ class Decoder:
         if self._rows and (not self._flowing or free * REFILL < self._slots):
             return True
         fresh = list(islice(waiting, free // self._sampling.n))
-        for group in _within_budget(fresh) if self._flowing else filter(None, [fresh]):
+        padded = not self._policy.segments
+        for group in _within_budget(fresh, padded=padded) if self._flowing else filter(None, [fresh]):
             self._enter(group)
         return bool(self._rows)
 
@@ -97,8 +98,8 @@ class Decoder:
         """Compute the prompts and give each of their samples a row."""
         n = self._sampling.n
         if self._flowing:
-            logits, cache = self._prefill(prompts, DynamicCache())
-            logits = logits.repeat_interleave(n, 0)
+            cache = DynamicCache()
+            logits = self._prefill(prompts, cache).repeat_interleave(n, 0)
             longest = max((row.length for row in self._rows), default=0)
             width = max(longest, *(len(p.ids) for p in prompts), 1)
             if self._rows and width != self._width:
@@ -106,14 +107,16 @@ class Decoder:
             self._width = width
             self._cache.join(cache, n, width)
         else:
-            whole = DynamicCache(config=self._policy.transformer.config)
-            logits, self._cache = self._prefill([p for p in prompts for _ in range(n)], whole)
+            self._cache = DynamicCache(
+                config=self._policy.transformer.config
+            )  # the last batch's goes before this one's comes
+            logits = self._prefill([p for p in prompts for _ in range(n)], self._cache)
             self._width = max(len(p.ids) for p in prompts)
         self._logits = torch.cat([self._logits, logits]) if self._rows else logits
         self._rows += [Row(p, j, self._noise(p, j)) for p in prompts for j in range(n)]
 
-    def _prefill(self, prompts: list[Prompt], cache: Cache) -> tuple[Tensor, Cache]:
-        """The logits after each prompt, [P, V], and the cache, its rows ending in the same column."""
+    def _prefill(self, prompts: list[Prompt], cache: Cache) -> Tensor:
+        """The logits after each prompt, [P, V]; fills the cache, its rows ending in the same column."""
         model, lengths = self._policy.transformer, [len(p.ids) for p in prompts]
         device = model.device
         if self._policy.segments and self._flowing:
@@ -124,18 +127,18 @@ class Decoder:
             spans = tuple(Span(start, length, (0,)) for start, length in zip(starts, lengths, strict=True))
             inputs = segment_inputs(flat, positions, spans) | {"past_key_values": cache, "use_cache": True}
             with self._policy.autocast():
-                logits = model(**inputs, logits_to_keep=ends - 1).logits[0]
+                logits: Tensor = model(**inputs, logits_to_keep=ends - 1).logits[0]
             flat_to_rows(cache, lengths)
-            return logits, cache
+            return logits
         width = max(lengths)
         ids = torch.tensor([[0] * (width - len(p.ids)) + list(p.ids) for p in prompts], device=device)
         mask = self._mask(lengths, width)
         with self._policy.autocast():
-            logits = model(
+            padded = model(
                 input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
-        return logits, cache
+            )  # fmt: skip
+        return padded.logits[:, -1]  # type: ignore[no-any-return]
 
     def _choose(self) -> list[tuple[int, list[list[int]]]]:
         """A token for every row; returns the prompts that are through with it, and lets go of their rows."""
@@ -193,15 +196,14 @@ class Decoder:
         return np.random.default_rng([self._seed, prompt.stream, sample]).random(self._sampling.max_new_tokens)
 
 
-def _within_budget(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
-    """Consecutive prompts of at most PREFILL_TOKENS tokens together; a longer one alone."""
+def _within_budget(prompts: Sequence[Prompt], *, padded: bool) -> Iterator[list[Prompt]]:
+    """Consecutive prompts of at most PREFILL_TOKENS tokens together, padding (`padded`) counted; a longer one alone."""
     group: list[Prompt] = []
-    tokens = 0
     for prompt in prompts:
-        if group and tokens + len(prompt.ids) > PREFILL_TOKENS:
+        lengths = [len(p.ids) for p in (*group, prompt)]
+        if group and (len(lengths) * max(lengths) if padded else sum(lengths)) > PREFILL_TOKENS:
             yield group
-            group, tokens = [], 0
+            group = []
         group.append(prompt)
-        tokens += len(prompt.ids)
     if group:
         yield group

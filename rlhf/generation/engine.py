@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,27 +68,45 @@ class TransformersEngine:
         seed: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens."""
+        """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens.
+
+        Raises RecipeError for a prompt that leaves no room in the model's positions.
+        """
+        self._check_room(max(map(len, prompts), default=0), sampling.max_new_tokens)
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
-        for i, group in self.samples((Prompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
-            results[i] = group
-            if progress is not None:
-                progress(len(group), sum(len(c.ids) for c in group))
+        with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
+            for i, group in self.samples((Prompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
+                results[i] = group
+                if progress is not None:
+                    progress(len(group), sum(len(c.ids) for c in group))
         return results
 
     def samples(
         self, prompts: Iterable[Prompt], sampling: SamplingSection, *, seed: int
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Each prompt's tag with its `sampling.n` completions, as they end; prompts are read as places become free."""
+        """Each prompt's tag with its `sampling.n` completions, as they end; prompts are read as places become free.
+
+        Between two results the policy is in the mode that it was in: its owner may train it, or sample from it elsewhere.
+        """
         decoder = Decoder(self.policy, sampling, seed=seed, ended=lambda rows: self._ended(rows, sampling.stop))
-        training = self.policy.training
-        self.policy.eval()
-        try:
-            for tag, rows in decoder.run(prompts):
-                yield tag, [self.completion(row, sampling) for row in rows]
-        finally:
-            self.policy.train(training)
+        run = decoder.run(prompts)
+        while True:
+            with _evaluating(self.policy):
+                through = next(run, None)
+            if through is None:
+                return
+            tag, rows = through
+            yield tag, [self.completion(row, sampling) for row in rows]
+
+    def _check_room(self, longest: int, new_tokens: int) -> None:
+        """Learned positions are a table, and on a GPU no error that names it; others were not trained on what lies beyond."""
+        positions = getattr(self.policy.transformer.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and longest + new_tokens > positions:
+            raise RecipeError(
+                f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
+                f"the {positions} positions of the model"
+            )
 
     def _ended(self, rows: list[list[int]], stop: list[str]) -> list[bool]:
         """Which rows have just reached a stop token or completed a stop string."""
@@ -103,6 +122,19 @@ class TransformersEngine:
         text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
         cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
         return Completion(ids, text[: min(cuts)] if cuts else text, ended or bool(cuts))
+
+
+@contextmanager
+def _evaluating(policy: Policy) -> Iterator[None]:
+    """Evaluation mode, and back; nothing is done, which costs milliseconds in a large model, where it is on already."""
+    training = policy.training
+    if training:
+        policy.eval()
+    try:
+        yield
+    finally:
+        if training:
+            policy.train()
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

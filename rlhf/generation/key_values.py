@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 SPARE = 64  # columns to spare when the buffers grow: the copy is paid once in so many tokens
@@ -45,8 +45,9 @@ class RowLayer(DynamicLayer):
 
     def keep(self, movers: Tensor, holes: Tensor, rows: int) -> None:
         """Let the rows `movers` take the places of `holes`, and `rows` in all remain."""
-        for view in (self.keys, self.values):
-            view[holes] = view[movers]
+        if len(movers):
+            for view in (self.keys, self.values):
+                view[holes] = view[movers]
         self._show(rows, self.keys.shape[2])
 
     def realign(self, longest: int, width: int) -> None:
@@ -93,9 +94,10 @@ class RowCache(Cache):
         staying = {i for i in indices if i < count}
         holes, movers = [i for i in range(count) if i not in staying], [i for i in indices if i >= count]
         places = dict(zip(holes, movers, strict=True))
+        moves = torch.tensor([movers, holes], dtype=torch.long)
         for layer in self._filled():
-            device = layer.keys.device
-            layer.keep(*(torch.tensor(rows, device=device, dtype=torch.long) for rows in (movers, holes)), count)
+            moves = moves.to(layer.keys.device)  # once, not a copy for each layer
+            layer.keep(moves[0], moves[1], count)
         return [places.get(i, i) for i in range(count)]
 
     def realign(self, longest: int, width: int) -> None:
@@ -122,5 +124,12 @@ def flat_to_rows(flat: Cache, lengths: list[int]) -> None:
 
 
 def only_keys_and_values(config: PretrainedConfig) -> bool:
-    """Whether rows may come and go: not in a model that carries other state along (convolutions, linear attention)."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in DynamicCache(config=config).layers)
+    """Whether rows may come and go: not in a model that carries other state along (convolutions, linear attention).
+
+    A layer that holds nothing, since it looks at another's keys (Gemma 3n and 4), is no hindrance, but for the first: the
+    cache's length is told by that.
+    """
+    layers = [type(layer) for layer in DynamicCache(config=config).layers]
+    held = (DynamicLayer, DynamicSlidingWindowLayer)
+    nothing = getattr(cache_utils, "DummyLayer", DynamicLayer)  # older versions leave such layers out
+    return layers[0] in held and all(layer in (*held, nothing) for layer in layers)

@@ -66,9 +66,15 @@ def segment_attention(
     scaling: float | None = None,
     segments: Layout | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, D]; key, value [1, H_kv, T, D]; returns [1, T, H, D]. SDPA where no segments are given."""
+    """query [1, H, T, D]; key, value [1, H_kv, T, D]; returns [1, T, H, D]. SDPA where no segments are given.
+
+    Raises NotImplementedError for attention sinks (`s_aux`), which SDPA would leave out without a word.
+    """
+    if s_aux is not None:
+        raise NotImplementedError("its attention has sinks")
     if segments is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs

@@ -58,15 +58,15 @@ class SegmentModule(nn.Module, ABC):
             return
         before = use_attention(self.transformer)
         self.segments = True
-        reason = self._why_not_segments() if batching == "auto" else None
+        reason = self._why_not_segments(before) if batching == "auto" else None
         if reason is not None:
             log.warning("%s takes padded batches: %s", type(self.transformer).__name__, reason)
             self.segments = False
             use_attention(self.transformer, before)
 
     @torch.no_grad()
-    def _why_not_segments(self) -> str | None:
-        """None where segments are exact to rounding."""
+    def _why_not_segments(self, own_attention: str | None) -> str | None:
+        """None where segments are exact to rounding: what the model gives padded, by its own attention."""
         config = self.transformer.config.get_text_config()
         for name in ("final_logit_softcapping", "attn_logit_softcapping"):
             if getattr(config, name, None):  # in bf16 the comparison below might take a soft cap for rounding
@@ -81,6 +81,7 @@ class SegmentModule(nn.Module, ABC):
         try:
             ours = self.probe(batch).float()
             self.segments = False
+            use_attention(self.transformer, own_attention)
             theirs = self.probe(batch).float()
         except torch.OutOfMemoryError:
             raise
@@ -88,6 +89,7 @@ class SegmentModule(nn.Module, ABC):
             return (str(error).splitlines() or [type(error).__name__])[0]
         finally:
             self.segments = True
+            use_attention(self.transformer)
             self.train(training)
         difference = float((ours - theirs).norm() / theirs.norm())
         exact = not self.bf16 and all(p.dtype in (torch.float32, torch.float64) for p in self.transformer.parameters())

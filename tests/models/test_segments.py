@@ -5,18 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     AutoModel,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from rlhf.data.segments import Segment, collate
 from rlhf.models.load import disable_dropout
@@ -130,6 +135,41 @@ def test_a_model_that_cannot_take_segments_says_so_and_is_still_right(caplog: py
         expected = network(ids).logits.log_softmax(-1)[0, len(row.prompt_ids) - 1 : -1]
         expected = expected.gather(1, torch.tensor(row.completion_ids[0])[:, None]).squeeze(1)
         torch.testing.assert_close(model(collate([row])), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batching", ["auto", "segments"])
+def test_attention_sinks_are_not_left_out(batching: str, caplog: pytest.LogCaptureFixture) -> None:
+    """gpt-oss: SDPA takes no sinks and drops them without a word, with segments and without."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(
+        GptOssConfig(**SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1)
+    ).eval()
+    ids = torch.tensor([list(range(5, 25))])
+    with torch.no_grad():
+        before = network(ids).logits
+        model = Policy(network, pad_token_id=2, batching=batching)
+        if batching == "segments":
+            with pytest.raises(NotImplementedError, match="sinks"):
+                model(collate(segments(1)))
+            return
+        torch.testing.assert_close(network(ids).logits, before)
+    assert not model.segments
+    assert "GptOssForCausalLM takes padded batches: its attention has sinks" in caplog.text
+
+
+def test_segments_are_held_against_the_models_own_attention(caplog: pytest.LogCaptureFixture) -> None:
+    """What the registered attention leaves out, it leaves out of padded batches too: the model's own must be the oracle."""
+
+    def own(module, query, key, value, mask, **kwargs):  # type: ignore[no-untyped-def]
+        return sdpa_attention_forward(module, query, key, 2 * value, mask, **kwargs)
+
+    AttentionInterface.register("doubled", own)
+    AttentionMaskInterface.register("doubled", sdpa_mask)
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(CONFIGS["llama"], attn_implementation="doubled")
+    assert not Policy(network, pad_token_id=2).segments
+    assert "segments change its results" in caplog.text
+    assert network.config._attn_implementation == "doubled"
 
 
 def test_a_logit_scale_is_noticed(caplog: pytest.LogCaptureFixture) -> None:

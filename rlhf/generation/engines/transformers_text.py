@@ -43,7 +43,7 @@ class TransformersText:
         policy = named(name, lambda: load_policy(model, quantization=section.quantization, device=device))
         if adapter is not None:
             named(name, lambda: _add_adapter(policy, adapter))
-        self._engine = TransformersEngine(policy, self._encoder.tokenizer)
+        self._engine = TransformersEngine(policy.eval(), self._encoder.tokenizer)
         network = policy.transformer
         network.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self._positions: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
@@ -111,7 +111,7 @@ class TransformersText:
 
     @torch.no_grad()
     def _search(self, prompts: list[list[int]], sampling: TextSampling) -> list[list[Completion]]:
-        policy, tokenizer = self._engine.policy.eval(), self._engine.tokenizer
+        policy, tokenizer = self._engine.policy, self._engine.tokenizer
         network = policy.transformer
         width = max(map(len, prompts))
         config = _generation_config(sampling, sorted(self._engine.stop_ids), policy.pad_token_id)

@@ -68,7 +68,7 @@ class Decoder:
         self._penalties = Penalties(sampling)
         self._flowing = only_keys_and_values(policy.transformer.config)
         self._rows: list[Row] = []
-        self._cache: Cache = RowCache(self._slots)
+        self._cache: Cache
         self._width = 0  # columns of the cache in use
         self._logits: Tensor  # [rows, V]: what each row's next token is drawn from
         self._tokens: Tensor  # [rows]: the one drawn last
@@ -88,6 +88,10 @@ class Decoder:
         if self._rows and (not self._flowing or free * REFILL < self._slots):
             return True
         fresh = list(islice(waiting, free // self._sampling.n))
+        if fresh and not self._rows and self._flowing:
+            self._cache = RowCache(
+                len(fresh) * self._sampling.n
+            )  # there will not be more: the places are full, or nobody waits
         padded = not self._policy.segments
         for group in _within_budget(fresh, padded=padded) if self._flowing else filter(None, [fresh]):
             self._enter(group)
@@ -107,9 +111,8 @@ class Decoder:
             self._width = width
             self._cache.join(cache, n, width)
         else:
-            self._cache = DynamicCache(
-                config=self._policy.transformer.config
-            )  # the last batch's goes before this one's comes
+            # the last batch's goes before this one's comes
+            self._cache = DynamicCache(config=self._policy.transformer.config)
             logits = self._prefill([p for p in prompts for _ in range(n)], self._cache)
             self._width = max(len(p.ids) for p in prompts)
         self._logits = torch.cat([self._logits, logits]) if self._rows else logits

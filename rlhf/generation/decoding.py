@@ -89,9 +89,8 @@ class Decoder:
             return True
         fresh = list(islice(waiting, free // self._sampling.n))
         if fresh and not self._rows and self._flowing:
-            self._cache = RowCache(
-                len(fresh) * self._sampling.n
-            )  # there will not be more: the places are full, or nobody waits
+            # there will not be more rows than these: the places are full, or nobody else waits
+            self._cache = RowCache(len(fresh) * self._sampling.n)
         padded = not self._policy.segments
         for group in _within_budget(fresh, padded=padded) if self._flowing else filter(None, [fresh]):
             self._enter(group)
@@ -105,7 +104,7 @@ class Decoder:
             cache = DynamicCache()
             logits = self._prefill(prompts, cache).repeat_interleave(n, 0)
             longest = max((row.length for row in self._rows), default=0)
-            width = max(longest, *(len(p.ids) for p in prompts), 1)
+            width = max(longest, *(len(p.ids) for p in prompts))
             if self._rows and width != self._width:
                 self._cache.realign(longest, width)
             self._width = width
@@ -202,11 +201,12 @@ class Decoder:
 def _within_budget(prompts: Sequence[Prompt], *, padded: bool) -> Iterator[list[Prompt]]:
     """Consecutive prompts of at most PREFILL_TOKENS tokens together, padding (`padded`) counted; a longer one alone."""
     group: list[Prompt] = []
+    tokens = longest = 0
     for prompt in prompts:
-        lengths = [len(p.ids) for p in (*group, prompt)]
-        if group and (len(lengths) * max(lengths) if padded else sum(lengths)) > PREFILL_TOKENS:
+        tokens, longest = tokens + len(prompt.ids), max(longest, len(prompt.ids))
+        if group and ((len(group) + 1) * longest if padded else tokens) > PREFILL_TOKENS:
             yield group
-            group = []
+            group, tokens, longest = [], len(prompt.ids), len(prompt.ids)
         group.append(prompt)
     if group:
         yield group

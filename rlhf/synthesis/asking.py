@@ -121,9 +121,7 @@ class Run:
         if self.journal is None:
             return
         engines = [lane.engine for lane in self.task.lanes]
-        by_engine = sorted(
-            range(len(engines)), key=lambda lane: engines.index(engines[lane])
-        )  # each is loaded once a round
+        by_engine = sorted(range(len(engines)), key=lambda i: engines.index(engines[i]))  # each is loaded once a round
         for round in range(self.task.rounds):
             for number in by_engine:
                 lane = self.task.lanes[number]

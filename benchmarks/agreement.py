@@ -14,11 +14,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.judge_agreement import VotedPair, agreement, by_engine, by_score, of_rankings, pandalm
+from benchmarks.publish import publish
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TransformersSection
-from rlhf.synthesis.agreement import VotedPair, agreement, by_engine, by_score, of_rankings, pandalm
-
-from .publish import publish
 
 JUDGED = ("flip_rate", "shown_first_wins", "unparsed_rate")
 HEAD = (

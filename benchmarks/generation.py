@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.publish import publish
 from rlhf.generation.engines import open_engine
-from rlhf.generation.text import Request, TextEngine
+from rlhf.generation.text_engine import Request, TextEngine
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import OpenaiSection, TextSampling, TransformersSection, VllmSection
 

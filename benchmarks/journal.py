@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.publish import publish
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.synthesis import TextSampling
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.publish import publish
 from benchmarks.stack_exchange import generate
-from rlhf.data.columnar import convert_batch
+from rlhf.data.convert_columns import convert_batch
 from rlhf.data.load import Stream
 from rlhf.recipe.sections import SourceSection
 

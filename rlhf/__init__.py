@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from .run import run
+from rlhf.runs.start import run
 
 __all__ = ["__version__", "run"]

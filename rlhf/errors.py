@@ -48,3 +48,9 @@ class SetupError(RlhfError):
 
 class CheckpointError(RlhfError):
     """A checkpoint that is broken, or belongs to another run; exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, for a message of ours; its class where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

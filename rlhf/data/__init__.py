@@ -1,4 +1,4 @@
-"""Data: rows (sources, formats, rankings, dedup, build), then tokens (template, dataset, sampler, segments).
+"""Rows: sources, formats, rankings, dedup, statistics, and the build that joins them. Importing it costs nothing.
 
 Importing this package imports nothing; its modules are imported by name.
 """

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlhf.data.parquet_rows import schema_of, shape_of
 from rlhf.data.rows import Located, chunks, flat, kind_of
-from rlhf.data.tables import schema_of, shape_of
 from rlhf.errors import DataError
 
 PLACES = ("_file", "_row", "_unit")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.blocks import Rows, Spill, to_rows
+from rlhf.data.build_folder import refuse_own_rows, replacing, show, write_side
 from rlhf.data.load import Stream
-from rlhf.data.output import refuse_own_rows, replacing, show, write_side
 from rlhf.data.rankings import pairs_of
 from rlhf.data.rows import Located, Quarantine
 from rlhf.data.split import split_rows
@@ -74,7 +74,7 @@ def _steps(
     recipe: DataRecipe, rows: Rows, new: Path, scratch: Path, model_steps: ModelSteps | None
 ) -> tuple[Rows, list[dict[str, Any]]]:
     """The steps before the split, in order."""
-    from rlhf.data.matching import remove_duplicates, remove_matches
+    from rlhf.data.dedup_steps import remove_duplicates, remove_matches
 
     reports: list[dict[str, Any]] = []
     with (new / "removed.jsonl").open("w", encoding="utf-8") as removed:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlhf.data.formats import convert
-from rlhf.data.recognise import SAMPLE, choose
+from rlhf.data.recognise_format import SAMPLE, choose
 from rlhf.data.rows import Located, Quarantine, chunks, kind_of
-from rlhf.data.selection import select
 from rlhf.data.sources import read, read_file, table_files
+from rlhf.data.where import select
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
 
@@ -122,7 +122,7 @@ class Stream:
     ) -> Iterator[list[Located] | pa.Table]:
         """A source's rows before its weight: blocks where its files are tables of plain text, else lists."""
         if files := table_files(source):
-            from rlhf.data.columnar import PLANS
+            from rlhf.data.convert_columns import PLANS
 
             head = list(islice(read(source, Quarantine()), SAMPLE))
             format = self._format(head, source, report) if head else None
@@ -145,8 +145,8 @@ class Stream:
     def _table(self, number: int, file: Path, format: Format, source: SourceSection) -> Iterator[Any]:
         """One file's rows: by columns, those in doubt one by one; all of them so where the columns do not allow it."""
         from rlhf.data.blocks import block_of, merge
-        from rlhf.data.columnar import columns_for, convert_batch
-        from rlhf.data.tablefiles import rows_at, table_batches, table_schema
+        from rlhf.data.convert_columns import columns_for, convert_batch
+        from rlhf.data.readers.arrow_files import rows_at, table_batches, table_schema
 
         names = columns_for(format, source, table_schema(file))
         if names is None:

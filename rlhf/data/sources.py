@@ -20,9 +20,9 @@ from pathlib import Path
 from rlhf.data.readers.csv_rows import read_csv
 from rlhf.data.readers.json_rows import read_json
 from rlhf.data.readers.nested import unnest
+from rlhf.data.readers.text_files import TextFile
 from rlhf.data.rows import Located, Quarantine
-from rlhf.data.selection import select
-from rlhf.data.textfiles import TextFile
+from rlhf.data.where import select
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
 
@@ -129,7 +129,7 @@ def read_file(path: Path, quarantine: Quarantine, format: Format | None = None) 
             with TextFile(path, str(path), quarantine) as file:
                 yield from read_csv(file, "," if suffix == ".csv" else "\t")
         case ".parquet" | ".arrow":
-            from rlhf.data.tablefiles import read_table
+            from rlhf.data.readers.arrow_files import read_table
 
             yield from read_table(path, quarantine)
         case _:

@@ -11,8 +11,8 @@ import difflib
 import importlib.util
 from pathlib import Path
 
-from .. import cache, manifest
-from ..errors import RecipeError, SetupError
+from rlhf.errors import RecipeError, SetupError
+from rlhf.runs import cache, manifest
 
 PREFIX = "embedded:"
 NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews", f"{PREFIX}gemma3-270m")
@@ -29,15 +29,15 @@ def resolve(name_or_path: str) -> str:
     if not name_or_path.startswith(PREFIX):
         return name_or_path
     if name_or_path == NAMES[0]:
-        from . import smollm2
+        from rlhf.embedded import smollm2
 
         return str(cache.folder("smollm2-135m-instruct", smollm2.VERSION, smollm2.convert))
     if name_or_path == NAMES[1]:
-        from . import reviews
+        from rlhf.embedded import reviews
 
         return str(cache.folder("film-reviews", reviews.VERSION, reviews.write_openings))
     if name_or_path == NAMES[2]:
-        from . import gemma3
+        from rlhf.embedded import gemma3
 
         return str(cache.folder("gemma3-270m", gemma3.VERSION, gemma3.convert))
     raise RecipeError(unknown(name_or_path))

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SetupError
-from . import packaged_file
-from .gguf_file import BYTE, CONTROL, USER_DEFINED, Fields, open_gguf, write_json, write_weights
+from rlhf.embedded import packaged_file
+from rlhf.embedded.gguf_file import BYTE, CONTROL, USER_DEFINED, Fields, open_gguf, write_json, write_weights
+from rlhf.errors import SetupError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SetupError
+from rlhf.errors import SetupError
 
 if TYPE_CHECKING:
     import numpy as np

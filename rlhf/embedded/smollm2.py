@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import packaged_file
-from .gguf_file import CONTROL, Fields, open_gguf, write_json, write_weights
+from rlhf.embedded import packaged_file
+from rlhf.embedded.gguf_file import CONTROL, Fields, open_gguf, write_json, write_weights
 
 if TYPE_CHECKING:
     import numpy as np

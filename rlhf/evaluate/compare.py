@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RlhfError
-from ..generation.scorers import import_callable
-from ..recipe.schema import PairJudgeSection
+from rlhf.errors import RlhfError
+from rlhf.generation.scorers import import_callable
+from rlhf.recipe.schema import PairJudgeSection
 
 
 class PairJudge(Protocol):

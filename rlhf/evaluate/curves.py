@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import plots
-from .plots import BAD, GOOD, INK, NEUTRAL
-from .runs import Run
+from rlhf.evaluate import plots
+from rlhf.evaluate.plots import BAD, GOOD, INK, NEUTRAL
+from rlhf.evaluate.runs import Run
 
 OWN = "own"  # stands for the run's own colour
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..generation.scorers import load_scorers
-from ..recipe.schema import EvalRecipe
-from ..recipe.sections import ScorerSection
-from .compare import PairJudge, Verdicts, both_orders, load_pair_judge
-from .preferences import check_reward_model
-from .sampling import Answers
+from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
+from rlhf.evaluate.preferences import check_reward_model
+from rlhf.evaluate.sampling import Answers
+from rlhf.generation.scorers import load_scorers
+from rlhf.recipe.schema import EvalRecipe
+from rlhf.recipe.sections import ScorerSection
 
 
 @dataclass(frozen=True)

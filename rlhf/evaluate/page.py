@@ -1,8 +1,8 @@
-"""The report's page: a template in the look of `rlhf.page`."""
+"""The report's page: a template in the look of `rlhf.display.page`."""
 
 from __future__ import annotations
 
-from rlhf.page import CSS, ENVIRONMENT
+from rlhf.display.page import CSS, ENVIRONMENT
 
 TEMPLATE = """\
 {%- macro dot(name) -%}<span class="dot" style="background: {{ tint[name] }}"></span>{{ name }}{%- endmacro -%}

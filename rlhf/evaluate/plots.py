@@ -1,4 +1,4 @@
-"""The evaluation report's figures, drawn on `rlhf.figures`' canvas: the same colour for the same model in every one.
+"""The evaluation report's figures, drawn on `rlhf.display.figures`' canvas: the same colour for the same model in every one.
 
 Lines are smoothed only where the raw one lies faintly behind.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rlhf.figures import BAD, GOOD, GRID, INK, NEUTRAL, PALETTE, canvas
+from rlhf.display.figures import BAD, GOOD, GRID, INK, NEUTRAL, PALETTE, canvas
 
 __all__ = ["BAD", "GOOD", "GRID", "INK", "NEUTRAL"]
 RAW_ALPHA, SMOOTHING_FROM = 0.28, 24  # points below which a line is drawn as it is

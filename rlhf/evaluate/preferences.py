@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ..data.dataset import tokenize
-from ..data.segments import Segment, collate
-from ..embedded import resolve
-from ..errors import RecipeError
-from ..models.load import is_reward_model, load_scalar_model, load_tokenizer
-from ..recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
-from . import measures
+from rlhf.embedded import resolve
+from rlhf.errors import RecipeError
+from rlhf.evaluate import measures
+from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
+from rlhf.tokens.dataset import tokenize
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 16  # pairs a forward pass
 UNLIMITED = 2**31

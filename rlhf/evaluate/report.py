@@ -9,11 +9,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..status import write_atomically
-from . import curves, plots
-from .console import NOTHING, number, percent, plus_minus
-from .page import CSS, PAGE
-from .runs import Run
+from rlhf.evaluate import curves, plots
+from rlhf.evaluate.console import NOTHING, number, percent, plus_minus
+from rlhf.evaluate.page import CSS, PAGE
+from rlhf.evaluate.runs import Run
+from rlhf.runs.manifest import write_atomically
 
 SAMPLES = 12
 EXTREMES = 3  # of each: the largest gains and the largest losses

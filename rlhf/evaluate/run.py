@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .. import __version__
-from ..errors import RecipeError
-from ..recipe.schema import EvalRecipe
-from ..status import write_atomically
-from .console import print_report
-from .judges import compare_all, load_judges, score_all
-from .preferences import Pairs, reward_accuracy, template_differs
-from .report import write_html
-from .runs import notes_of, runs_of
-from .sampling import Answers, answers, load_reference
-from .summary import sample_rows, summarise, verdict_sentences
+from rlhf import __version__
+from rlhf.errors import RecipeError
+from rlhf.evaluate.console import print_report
+from rlhf.evaluate.judges import compare_all, load_judges, score_all
+from rlhf.evaluate.preferences import Pairs, reward_accuracy, template_differs
+from rlhf.evaluate.report import write_html
+from rlhf.evaluate.runs import notes_of, runs_of
+from rlhf.evaluate.sampling import Answers, answers, load_reference
+from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
+from rlhf.recipe.schema import EvalRecipe
+from rlhf.runs.manifest import write_atomically
 
 
 def evaluate(recipe: EvalRecipe) -> dict[str, Any]:

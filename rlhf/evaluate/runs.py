@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..recipe.schema import EvalRecipe
-from ..status import read_status
+from rlhf.recipe.schema import EvalRecipe
+from rlhf.runs.status import read_status
 
 TRAINED = ("sft", "reward", "dpo", "ppo")  # the methods that write metrics
 

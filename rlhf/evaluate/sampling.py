@@ -18,19 +18,20 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
-from ..data.dataset import Prompts
-from ..data.dataset import prompts as load_prompts
-from ..data.rows import text_of
-from ..data.segments import Segment, collate
-from ..errors import RecipeError
-from ..generation.engine import Completion, TransformersEngine
-from ..generation.scorers import Sample
-from ..models.load import load_policy, load_tokenizer
-from ..models.policy import Policy
-from ..progress import ProgressBar
-from ..recipe.schema import EvalModel, EvalRecipe
-from ..recipe.sections import ModelSection
-from .preferences import Pairs, load_pairs
+from rlhf.data.rows import text_of
+from rlhf.display.progress import ProgressBar
+from rlhf.errors import RecipeError
+from rlhf.evaluate.preferences import Pairs, load_pairs
+from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.scorers import Sample
+from rlhf.models.load import load_policy
+from rlhf.models.policy import Policy
+from rlhf.recipe.schema import EvalModel, EvalRecipe
+from rlhf.recipe.sections import ModelSection
+from rlhf.tokens.dataset import Prompts
+from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 16  # prompts a forward pass
 

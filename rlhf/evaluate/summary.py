@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import measures
-from .compare import Verdicts
-from .measures import Estimate
-from .preferences import Pairs
-from .sampling import Answers
+from rlhf.evaluate import measures
+from rlhf.evaluate.compare import Verdicts
+from rlhf.evaluate.measures import Estimate
+from rlhf.evaluate.preferences import Pairs
+from rlhf.evaluate.sampling import Answers
 
 Scores = Mapping[str, Sequence[NDArray[np.float64]]]  # by scorer: one [P, n] a model, the reference first
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ..data.template import Renderer
-from ..embedded import resolve
-from ..models.load import load_policy, load_tokenizer
-from ..models.save import saved_template
-from ..recipe.sections import ModelSection, SamplingSection, TemplateSection
-from .engine import TransformersEngine
+from rlhf.embedded import resolve
+from rlhf.generation.in_process import TransformersEngine
+from rlhf.models.load import load_policy
+from rlhf.models.save import saved_template
+from rlhf.recipe.sections import ModelSection, SamplingSection, TemplateSection
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import load_tokenizer
 
 SAMPLING = SamplingSection(max_new_tokens=256, temperature=0.7, top_p=0.95)
 

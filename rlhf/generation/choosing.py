@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..recipe.sections import SamplingSection
-from ..recipe.synthesis import TextSampling
+from rlhf.recipe.sections import SamplingSection
+from rlhf.recipe.synthesis import TextSampling
 
 
 def choose_tokens(logits: Tensor, sampling: SamplingSection, noise: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data.dataset import prompts as load_prompts
-from ..data.rows import text_of
-from ..errors import RecipeError
-from ..models.load import load_tokenizer
-from ..recipe.schema import GenerateRecipe
-from ..recipe.synthesis import TextSampling, TransformersSection
-from .engines.transformers_text import TransformersText
-from .text import Answer, Request
+from rlhf.data.rows import text_of
+from rlhf.errors import RecipeError
+from rlhf.generation.engines.transformers_text import TransformersText
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.recipe.schema import GenerateRecipe
+from rlhf.recipe.synthesis import TextSampling, TransformersSection
+from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.tokenizer import load_tokenizer
 
 SHOWN = 3  # prompts whose completions are printed
 MEASURED = 12  # prompts that the measures are taken over

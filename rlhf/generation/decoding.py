@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from ..data.segments import Span
-from ..models.attention import segment_inputs
-from ..models.policy import Policy
-from ..recipe.sections import SamplingSection
-from .choosing import choose_tokens
-from .key_values import RowCache, flat_to_rows, only_keys_and_values
-from .penalties import Penalties
+from rlhf.generation.choosing import choose_tokens
+from rlhf.generation.key_values import RowCache, flat_to_rows, only_keys_and_values
+from rlhf.generation.penalties import Penalties
+from rlhf.models.attention import segment_inputs
+from rlhf.models.policy import Policy
+from rlhf.recipe.sections import SamplingSection
+from rlhf.tokens.segments import Span
 
 PREFILL_TOKENS = 8192  # prompts of at most so many tokens in one pass (or one longer prompt): bounds its memory
 REFILL = 4  # new prompts move in when 1/REFILL of the places is free: a pass of their own costs about a step

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from ..recipe.sections import SamplingSection
-from ..recipe.synthesis import TextSampling
+from rlhf.recipe.sections import SamplingSection
+from rlhf.recipe.synthesis import TextSampling
 
 
 class Penalties:

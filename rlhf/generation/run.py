@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..data.dataset import prompts as load_prompts
-from ..data.rows import Row, Text, text_of
-from ..data.tables import write_rows
-from ..manifest import atomic_folder
-from ..models.load import load_policy, load_tokenizer
-from ..progress import ProgressBar
-from ..recipe.schema import GenerateRecipe
-from .engine import Completion, TransformersEngine
-from .scorers import Sample, load_scorers, total_scores
+from rlhf.data.parquet_rows import write_rows
+from rlhf.data.rows import Row, Text, text_of
+from rlhf.display.progress import ProgressBar
+from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.scorers import Sample, load_scorers, total_scores
+from rlhf.models.load import load_policy
+from rlhf.recipe.schema import GenerateRecipe
+from rlhf.runs.manifest import atomic_folder
+from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.tokenizer import load_tokenizer
 
 
 def generate(recipe: GenerateRecipe) -> dict[str, Any]:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.segments import Segment, collate
-from ..data.template import Renderer
-from ..embedded import resolve
-from ..errors import RecipeError, RlhfError
-from ..models.load import is_reward_model, load_scalar_model, load_tokenizer
-from ..models.save import saved_template
-from ..recipe.sections import ModelSection, ScorerSection, TemplateSection
-from .engine import Completion
+from rlhf.embedded import resolve
+from rlhf.errors import RecipeError, RlhfError
+from rlhf.generation.in_process import Completion
+from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.models.save import saved_template
+from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 32  # completions a forward pass of a reward model
 

@@ -5,13 +5,13 @@ share: summed over microbatches and ranks, losses and metrics are the global mea
 world size.
 """
 
-from .advantages import gae, token_rewards
-from .dpo import dpo_loss
-from .kl import AdaptiveKl, FixedKl, KlController, kl_estimate
-from .masked import LossOutput, masked_mean, masked_moments, whiten
-from .ppo import missing_eos_scores, policy_loss, value_loss
-from .reward import RankedPairs, ranked_pairs, reward_loss
-from .sft import sft_loss
+from rlhf.losses.advantages import gae, token_rewards
+from rlhf.losses.dpo import dpo_loss
+from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate
+from rlhf.losses.masked import LossOutput, masked_mean, masked_moments, whiten
+from rlhf.losses.ppo import missing_eos_scores, policy_loss, value_loss
+from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss
+from rlhf.losses.sft import sft_loss
 
 __all__ = [
     "AdaptiveKl",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .masked import LossOutput
+from rlhf.losses.masked import LossOutput
 
 
 def dpo_loss(

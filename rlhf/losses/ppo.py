@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .masked import LossOutput
+from rlhf.losses.masked import LossOutput
 
 
 def policy_loss(

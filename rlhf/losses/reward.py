@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .masked import LossOutput
+from rlhf.losses.masked import LossOutput
 
 
 @dataclass(frozen=True)

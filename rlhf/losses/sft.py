@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .masked import LossOutput
+from rlhf.losses.masked import LossOutput
 
 
 def sft_loss(*, logprobs: Tensor, num_tokens: int | Tensor) -> LossOutput:

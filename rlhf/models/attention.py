@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ..data.segments import PaddedBatch, Span
+from rlhf.tokens.segments import PaddedBatch, Span
 
 NAME = "rlhf_segments"
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..data.segments import Segment, SegmentBatch, collate
-from .attention import use_attention
+from rlhf.models.attention import use_attention
+from rlhf.tokens.segments import Segment, SegmentBatch, collate
 
 log = logging.getLogger(__name__)
 

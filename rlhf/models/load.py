@@ -14,36 +14,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..embedded import resolve
-from ..errors import RecipeError, SetupError
-from ..recipe.sections import LoraSection, ModelSection, QuantizationSection
-from .policy import Policy
-from .save import load_head
-from .scalar import ScalarModel
+from rlhf.embedded import resolve
+from rlhf.errors import RecipeError, SetupError, first_line
+from rlhf.models.policy import Policy
+from rlhf.models.save import load_head
+from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.sections import LoraSection, ModelSection, QuantizationSection
+from rlhf.tokens.tokenizer import find_model
 
 transformers_logging.disable_progress_bar()
 # peft imports bitsandbytes wherever it is installed, which then warns of an optional kernel that nobody asked for
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. One without a pad token pads with EOS: nothing here tells padding by its id.
-
-    Raises RecipeError where there is none, or it has no EOS token.
-    """
-    path = _found(name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model.name_or_path: no tokenizer in {path!r}: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise RecipeError(f"model.name_or_path: the tokenizer of {path!r} has no EOS token, so no completion could end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_policy(
@@ -89,7 +73,7 @@ def is_reward_model(name_or_path: str) -> bool:
 def _pretrained(
     auto: Any, section: ModelSection, quantization: QuantizationSection | None, device: torch.device | str
 ) -> PreTrainedModel:
-    path = _found(section.name_or_path)
+    path = find_model(section.name_or_path)
     options: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "use_safetensors": True}
     if quantization is not None and quantization.load_in_4bit:
         options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
@@ -98,7 +82,7 @@ def _pretrained(
     try:
         network: PreTrainedModel = auto.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model.name_or_path: cannot load {path!r}: {_first_line(error)}") from error
+        raise RecipeError(f"model.name_or_path: cannot load {path!r}: {first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = True
@@ -158,7 +142,7 @@ def _with_adapters(network: PreTrainedModel, lora: LoraSection, task: str) -> nn
     try:
         adapted = get_peft_model(network, config)
     except ValueError as error:
-        raise RecipeError(f"lora.target_modules: {_first_line(error)}") from error
+        raise RecipeError(f"lora.target_modules: {first_line(error)}") from error
     if hasattr(network.get_output_embeddings(), "base_layer"):
         raise RecipeError("lora.target_modules: adapters on the output head are not supported; name other layers")
     return adapted
@@ -178,16 +162,3 @@ def _pad_token_id(network: PreTrainedModel) -> int:
     """Any valid id: padding is masked by position, never recognised by its id."""
     config = network.config.get_text_config()
     return config.pad_token_id if config.pad_token_id is not None else 0
-
-
-def _found(name_or_path: str) -> str:
-    """The local folder of a model, or its hub name. Raises RecipeError for a path that is not there."""
-    path = resolve(name_or_path)
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise RecipeError(f"model.name_or_path: no such folder: {path} (has the stage that makes it been run?)")
-    return path
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,10 +11,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..data.segments import IGNORE_INDEX, SegmentBatch, pad
-from .attention import padded_inputs, segment_inputs
-from .batching import SegmentModule
-from .logprobs import head_logprobs, logits_logprobs
+from rlhf.models.attention import padded_inputs, segment_inputs
+from rlhf.models.batching import SegmentModule
+from rlhf.models.logprobs import head_logprobs, logits_logprobs
+from rlhf.tokens.segments import IGNORE_INDEX, SegmentBatch, pad
 
 
 class Policy(SegmentModule):

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError
-from ..recipe.sections import TemplateSection
+from rlhf.errors import CheckpointError
+from rlhf.recipe.sections import TemplateSection
 
 if TYPE_CHECKING:
-    from .batching import SegmentModule
-    from .scalar import ScalarModel
+    from rlhf.models.batching import SegmentModule
+    from rlhf.models.scalar import ScalarModel
 
 
 def save_final(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..data.segments import IGNORE_INDEX, SegmentBatch, pad
-from .attention import padded_inputs, segment_inputs
-from .batching import SegmentModule
+from rlhf.models.attention import padded_inputs, segment_inputs
+from rlhf.models.batching import SegmentModule
+from rlhf.tokens.segments import IGNORE_INDEX, SegmentBatch, pad
 
 
 class ScalarModel(SegmentModule):

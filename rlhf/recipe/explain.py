@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from .schema import METHODS
-from .yaml_lines import Document, KeyPath, Place, dotted
+from rlhf.recipe.schema import METHODS
+from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
 
 EXPECTED = {
     "string_type": "text",

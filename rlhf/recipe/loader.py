@@ -17,11 +17,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlhf.errors import RecipeError
-
-from . import explain, yaml_lines
-from .overrides import apply
-from .schema import METHODS, AnyRecipe
-from .yaml_lines import Document, KeyPath, Place
+from rlhf.recipe import explain, yaml_lines
+from rlhf.recipe.overrides import apply
+from rlhf.recipe.schema import METHODS, AnyRecipe
+from rlhf.recipe.yaml_lines import Document, KeyPath, Place
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlhf.errors import RecipeError
-
-from .yaml_lines import Document, KeyPath, Place, dotted, parse
+from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted, parse
 
 # Lists of sources, which the schema also takes as one path or one section (see sections._as_sources).
 SOURCE_LISTS = {("data", "train"), ("data", "eval"), ("sources",), ("prompts",), ("preferences",)}

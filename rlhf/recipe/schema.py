@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from .sections import (
+from rlhf.recipe.sections import (
     CheckpointSection,
     DataSection,
     Fraction,
@@ -29,8 +29,8 @@ from .sections import (
     TemplateSection,
     TrainingSection,
 )
-from .steps import DataStep
-from .synthesis import EngineSection
+from rlhf.recipe.steps import DataStep
+from rlhf.recipe.synthesis import EngineSection
 
 
 class Recipe(Section):

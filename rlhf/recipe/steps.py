@@ -10,15 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf.recipe.sections import NonNegativeFloat, PositiveInt, Section, Sources
-from rlhf.recipe.synthesis import (
-    EvolveStep,
-    GenerateStep,
-    JudgeStep,
-    ParaphraseStep,
-    PoolStep,
-    ScoreStep,
-    SelectStep,
-)
+from rlhf.recipe.synthesis import EvolveStep, GenerateStep, JudgeStep, ParaphraseStep, PoolStep, ScoreStep, SelectStep
 
 Columns = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from .sections import (
+from rlhf.recipe.sections import (
     Fraction,
     ModelSection,
     NonNegativeFloat,

@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .functions import Result, evolve, generate, judge, paraphrase, pool, score, select
-    from .steps import build
+    from rlhf.synthesis.functions import Result, evolve, generate, judge, paraphrase, pool, score, select
+    from rlhf.synthesis.steps import build
 
 __all__ = ["Result", "build", "evolve", "generate", "judge", "paraphrase", "pool", "score", "select"]
 

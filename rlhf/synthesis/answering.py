@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.rows import Located, Row, Text, kind_of, text_of
-from ..recipe.synthesis import AskSection, GenerateStep, PoolStep
-from .asking import Ask, Given, Lane, Made, chance
-from .prompts import filled, template
+from rlhf.data.rows import Located, Row, Text, kind_of, text_of
+from rlhf.recipe.synthesis import AskSection, GenerateStep, PoolStep
+from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
+from rlhf.synthesis.prompts import filled, template
 
 SOURCE = "source"  # the model of a completion that came with the row
 EMPTY, FAILED, CUT_OFF, AS_CHOSEN, AS_OTHER = (

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ..data.rows import Located, Row, Text
-from ..errors import RlhfError
-from ..generation.text import Answer, Request, TextEngine
-from ..recipe.synthesis import TextSampling
-from .journal import Journal
-from .naming import Names
+from rlhf.data.rows import Located, Row, Text
+from rlhf.errors import RlhfError
+from rlhf.generation.text_engine import Answer, Request, TextEngine
+from rlhf.recipe.synthesis import TextSampling
+from rlhf.synthesis.journal import Journal
+from rlhf.synthesis.naming import Names
 
 FAILURES = 25  # requests given up in a row: the engine is gone, and asking on would only drop rows
 REASONS = 20  # failures that are told apart; what a server says may differ from one to the next

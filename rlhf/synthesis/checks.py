@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..errors import RecipeError
-from ..generation.engines.sampling import unsupported
-from ..recipe.schema import DataRecipe
-from ..recipe.steps import DataStep
-from ..recipe.synthesis import AskSection, PoolStep, ScoreStep
-from .prompts import template
+from rlhf.errors import RecipeError
+from rlhf.generation.engines.sampling import unsupported
+from rlhf.recipe.schema import DataRecipe
+from rlhf.recipe.steps import DataStep
+from rlhf.recipe.synthesis import AskSection, PoolStep, ScoreStep
+from rlhf.synthesis.prompts import template
 
 Key = tuple[str | int, ...]
 

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..data.rows import Located, Row, Text, kind_of, text_of
-from ..generation.text import Answer
-from ..recipe.synthesis import EvolveStep
-from .answering import SOURCE, as_completion, content
-from .asking import Ask, Given, Lane, Made, chance
-from .prompts import built_in, fenced, filled, nonce, template, without_fence
+from rlhf.data.rows import Located, Row, Text, kind_of, text_of
+from rlhf.generation.text_engine import Answer
+from rlhf.recipe.synthesis import EvolveStep
+from rlhf.synthesis.answering import SOURCE, as_completion, content
+from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
+from rlhf.synthesis.prompts import built_in, fenced, filled, nonce, template, without_fence
 
 FAILED, EMPTY, UNCHANGED, FENCED = "the engine failed", "empty", "unchanged", "repeats the fence of its prompt"
 

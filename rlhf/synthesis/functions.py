@@ -16,17 +16,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.rows import Located, Row
-from ..errors import DataError, RecipeError
-from ..generation.text import TextEngine
-from ..recipe.steps import DataStep, ModelStep
-from .asking import Account, Run
-from .identity import header_of
-from .journal import Journal
-from .naming import Names
-from .paraphrasing import in_one_group
-from .scoring import SCORER
-from .steps import task_of
+from rlhf.data.rows import Located, Row
+from rlhf.errors import DataError, RecipeError
+from rlhf.generation.text_engine import TextEngine
+from rlhf.recipe.steps import DataStep, ModelStep
+from rlhf.synthesis.asking import Account, Run
+from rlhf.synthesis.identity import header_of
+from rlhf.synthesis.journal import Journal
+from rlhf.synthesis.naming import Names
+from rlhf.synthesis.paraphrasing import in_one_group
+from rlhf.synthesis.scoring import SCORER
+from rlhf.synthesis.steps import task_of
 
 ENGINE = "engine"  # what the one engine of a function is called in its journal and report
 
@@ -75,7 +75,7 @@ def score(
     """Scores (`ScoreStep`): by the engine, or without one by `model` or `callable`."""
     if engine is not None:
         return _apply("score", rows, {ENGINE: engine}, {"engine": ENGINE, **settings}, seed, journal)
-    from .scorer import ScorerEngine
+    from rlhf.synthesis.scorer import ScorerEngine
 
     step = DataStep.model_validate({"score": settings}).score
     assert step is not None
@@ -139,7 +139,7 @@ def _apply(
 
 
 def _located(rows: list[Row], section: ModelStep) -> Iterator[Located]:
-    from ..recipe.synthesis import ParaphraseStep
+    from rlhf.recipe.synthesis import ParaphraseStep
 
     for number, row in enumerate(rows, 1):
         data = {key: value for key, value in row.items() if key != "group"}

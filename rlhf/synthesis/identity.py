@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..manifest import NAME, sha256
-from ..recipe.steps import ModelStep
-from ..recipe.synthesis import EngineSection, PoolStep
+from rlhf.recipe.steps import ModelStep
+from rlhf.recipe.synthesis import EngineSection, PoolStep
+from rlhf.runs.manifest import NAME, sha256
 
 NO_MATTER = {
     "concurrency",

@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import RlhfError
-from ..generation.text import Answer
+from rlhf.errors import RlhfError
+from rlhf.generation.text_engine import Answer
 
 VERSION = 2
 SYNC_SECONDS, SYNC_ANSWERS = 1.0, 32

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from ..data.rows import Located, Row, Text, text_of
-from ..generation.text import Answer
-from ..recipe.synthesis import JudgeStep
-from .answering import content
-from .asking import Ask, Given, Lane, Made
-from .prompts import built_in, fenced, filled, nonce, template
-from .scoring import completions_to_score, with_scores
-from .verdicts import VERDICTS, Verdict, last_lines, rationale_of, verdict_of
+from rlhf.data.rows import Located, Row, Text, text_of
+from rlhf.generation.text_engine import Answer
+from rlhf.recipe.synthesis import JudgeStep
+from rlhf.synthesis.answering import content
+from rlhf.synthesis.asking import Ask, Given, Lane, Made
+from rlhf.synthesis.prompts import built_in, fenced, filled, nonce, template
+from rlhf.synthesis.scoring import completions_to_score, with_scores
+from rlhf.synthesis.verdicts import VERDICTS, Verdict, last_lines, rationale_of, verdict_of
 
 Outcome = float  # of the first of a pair: 1 it is the better one, 0 the worse, 0.5 a tie
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..data.rows import Text, text_of
+from rlhf.data.rows import Text, text_of
 
 STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, so that equal prompts' names do not meet before 2**64 of them
 

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..data.rows import Located, Row, Text
-from ..recipe.synthesis import ParaphraseStep
-from .asking import Ask, Given, Lane, Made
-from .prompts import fenced, filled, nonce, template, without_fence
+from rlhf.data.rows import Located, Row, Text
+from rlhf.recipe.synthesis import ParaphraseStep
+from rlhf.synthesis.asking import Ask, Given, Lane, Made
+from rlhf.synthesis.prompts import fenced, filled, nonce, template, without_fence
 
 FAILED, EMPTY, SAME, FENCED = "the engine failed", "empty", "the same as another", "repeats the fence of its prompt"
 BLANK_LINE = re.compile(r"\n(?:[^\S\n]*\n)+")  # with spaces on it, or of a file from Windows, it is as blank

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from ..data.rows import Text, text_of
-from ..errors import RlhfError
-from ..generation.text import Answer, Request
-from ..recipe.sections import ScorerSection
-from ..recipe.synthesis import ScoreStep, TextSampling
+from rlhf.data.rows import Text, text_of
+from rlhf.errors import RlhfError
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.synthesis import ScoreStep, TextSampling
 
 BATCH = 64
 
@@ -27,7 +27,7 @@ class ScorerEngine:
     """
 
     def __init__(self, step: ScoreStep) -> None:
-        from ..generation.scorers import load_scorers
+        from rlhf.generation.scorers import load_scorers
 
         section = ScorerSection(model=step.model, callable=step.callable)
         self._tokenizer: Any = None
@@ -40,7 +40,7 @@ class ScorerEngine:
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        from ..generation.scorers import total_scores
+        from rlhf.generation.scorers import total_scores
 
         waiting = iter(requests)
         while batch := list(islice(waiting, BATCH)):
@@ -54,18 +54,18 @@ class ScorerEngine:
     def _load_template(self, model: str) -> None:
         from pathlib import Path
 
-        from ..data.template import Renderer
-        from ..embedded import resolve
-        from ..models.load import load_tokenizer
-        from ..models.save import saved_template
-        from ..recipe.sections import TemplateSection
+        from rlhf.embedded import resolve
+        from rlhf.models.save import saved_template
+        from rlhf.recipe.sections import TemplateSection
+        from rlhf.tokens.template import Renderer
+        from rlhf.tokens.tokenizer import load_tokenizer
 
         self._tokenizer = load_tokenizer(model)
         self._renderer = Renderer(self._tokenizer, saved_template(Path(resolve(model))) or TemplateSection())
 
     def _sample(self, prompt: Text) -> Any:
-        from ..generation.engine import Completion
-        from ..generation.scorers import Sample
+        from rlhf.generation.in_process import Completion
+        from rlhf.generation.scorers import Sample
 
         if isinstance(prompt, str):
             raise RlhfError("a scorer is asked with messages: the prompt's, then the completion")

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..data.rows import Located, Row, Text, text_of
-from ..recipe.synthesis import ScoreStep, TextSampling
-from .answering import content
-from .asking import Ask, Given, Lane, Made
-from .prompts import built_in, fenced, filled, nonce, template
-from .verdicts import SCORES, last_lines, rationale_of, score_of
+from rlhf.data.rows import Located, Row, Text, text_of
+from rlhf.recipe.synthesis import ScoreStep, TextSampling
+from rlhf.synthesis.answering import content
+from rlhf.synthesis.asking import Ask, Given, Lane, Made
+from rlhf.synthesis.prompts import built_in, fenced, filled, nonce, template
+from rlhf.synthesis.verdicts import SCORES, last_lines, rationale_of, score_of
 
 SCORER = "scorer"  # the engine name under which a reward model or a callable is asked
 UNSCORED = "fewer than two of its completions have a score"

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from ..data.rows import Located
-from ..errors import RecipeError, RlhfError
-from ..generation.text import TextEngine
-from ..recipe.schema import DataRecipe
-from ..recipe.steps import DataStep, ModelStep
-from ..recipe.synthesis import (
+from rlhf.data.rows import Located
+from rlhf.errors import RecipeError, RlhfError
+from rlhf.generation.text_engine import TextEngine
+from rlhf.recipe.schema import DataRecipe
+from rlhf.recipe.steps import DataStep, ModelStep
+from rlhf.recipe.synthesis import (
     EngineSection,
     EvolveStep,
     GenerateStep,
@@ -30,28 +30,28 @@ from ..recipe.synthesis import (
     PoolStep,
     ScoreStep,
 )
-from ..recipe.yaml_lines import dotted
-from .answering import generating, pooling
-from .asking import Account, Run, Task
-from .checks import problems
-from .evolving import Evolving
-from .identity import header_of
-from .journal import Journal
-from .judging import Judging
-from .naming import Names
-from .paraphrasing import Paraphrasing, in_one_group
-from .scoring import SCORER, Measuring, Rating
-from .selection import Selecting
+from rlhf.recipe.yaml_lines import dotted
+from rlhf.synthesis.answering import generating, pooling
+from rlhf.synthesis.asking import Account, Run, Task
+from rlhf.synthesis.checks import problems
+from rlhf.synthesis.evolving import Evolving
+from rlhf.synthesis.identity import header_of
+from rlhf.synthesis.journal import Journal
+from rlhf.synthesis.judging import Judging
+from rlhf.synthesis.naming import Names
+from rlhf.synthesis.paraphrasing import Paraphrasing, in_one_group
+from rlhf.synthesis.scoring import SCORER, Measuring, Rating
+from rlhf.synthesis.selecting import Selecting
 
 if TYPE_CHECKING:
-    from ..data.blocks import Rows, Spill
+    from rlhf.data.blocks import Rows, Spill
 
 SAY_SECONDS = 10.0  # between lines of progress
 
 
 def build(recipe: DataRecipe) -> dict[str, Any]:
     """Build the recipe's folder, asking its models where its steps say so. Returns the report; raises as `data.build` does."""
-    from ..data.build import build
+    from rlhf.data.build import build
 
     with ModelSteps(recipe) as steps:
         return build(recipe, steps)
@@ -138,7 +138,7 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         if self._engine is None or self._name != name:
             self._close()
             if name == SCORER and isinstance(section, ScoreStep) and section.engine is None:
-                from .scorer import ScorerEngine
+                from rlhf.synthesis.scorer import ScorerEngine
 
                 self._engine = ScorerEngine(section)
             else:
@@ -176,7 +176,7 @@ def carry_out(run: Run, out: Spill, name: str) -> dict[str, Any]:
 
 
 def _reader(rows: Rows, section: ModelStep) -> Callable[[], Iterator[Located]]:
-    from ..data.blocks import to_rows
+    from rlhf.data.blocks import to_rows
 
     def read() -> Iterator[Located]:
         for block in rows.blocks():
@@ -187,7 +187,7 @@ def _reader(rows: Rows, section: ModelStep) -> Callable[[], Iterator[Located]]:
 
 
 def _open_engine(section: EngineSection, name: str) -> TextEngine:
-    from ..generation.engines import open_engine
+    from rlhf.generation.engines import open_engine
 
     return open_engine(section, name=name)
 

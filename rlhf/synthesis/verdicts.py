@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from ..data.formats.templates import placeholders
-from ..generation.text import Answer, OneLine
+from rlhf.data.formats.templates import placeholders
+from rlhf.generation.text_engine import Answer, OneLine
 
 Verdict = Literal["A", "B", "tie"]
 

@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..data.sampler import Sampler
-from ..data.segments import Segment, SegmentBatch, collate
-from ..data.tokens import Segments
-from ..losses import LossOutput
-from ..recipe.schema import TrainRecipe
-from ..recipe.sections import TrainingSection
-from .loop import Microbatch, Stage
-from .setup import Setup
+from rlhf.losses import LossOutput
+from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.sections import TrainingSection
+from rlhf.tokens.sampler import Sampler
+from rlhf.tokens.segments import Segment, SegmentBatch, collate
+from rlhf.tokens.store import Segments
+from rlhf.train.loop import Microbatch, Stage
+from rlhf.train.setup import Setup
 
 
 class Batches:

@@ -27,8 +27,8 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from ..manifest import TEMPORARY, atomic_folder, problems
+from rlhf.errors import CheckpointError
+from rlhf.runs.manifest import TEMPORARY, atomic_folder, problems
 
 log = logging.getLogger(__name__)
 

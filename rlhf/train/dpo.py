@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..data.segments import SegmentBatch
-from ..losses import LossOutput, dpo_loss
-from ..models.policy import Reference
-from ..recipe.schema import DpoRecipe
-from .batches import Supervised
-from .setup import Setup
+from rlhf.losses import LossOutput, dpo_loss
+from rlhf.models.policy import Reference
+from rlhf.recipe.schema import DpoRecipe
+from rlhf.tokens.segments import SegmentBatch
+from rlhf.train.batches import Supervised
+from rlhf.train.setup import Setup
 
 
 class Dpo(Supervised):

@@ -21,12 +21,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, RlhfError
-from ..losses import LossOutput
-from ..recipe.schema import TrainRecipe
-from .checkpoint import Checkpoints
-from .metrics import MetricsLog
-from .optim import learning_rate, make_optimizer
+from rlhf.errors import CheckpointError, RlhfError
+from rlhf.losses import LossOutput
+from rlhf.recipe.schema import TrainRecipe
+from rlhf.train.checkpoint import Checkpoints
+from rlhf.train.metrics import MetricsLog
+from rlhf.train.optim import learning_rate, make_optimizer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from ..progress import ProgressBar
+from rlhf.display.progress import ProgressBar
 
 HEADLINES = (
     "loss",

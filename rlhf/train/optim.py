@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import RlhfError, SetupError
-from ..recipe.sections import TrainingSection
+from rlhf.errors import RlhfError, SetupError
+from rlhf.recipe.sections import TrainingSection
 
 
 def make_optimizer(module: nn.Module, section: TrainingSection) -> torch.optim.Optimizer:

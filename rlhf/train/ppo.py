@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.segments import SegmentBatch
-from ..errors import RecipeError
-from ..generation.engine import Completion, TransformersEngine
-from ..generation.scorers import load_scorers, same_tokens
-from ..losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
-from ..models.policy import Policy, Reference
-from ..models.scalar import ScalarModel
-from ..recipe.schema import PpoRecipe, PpoSection
-from .loop import Microbatch
-from .rollout import Experience, Prompt, experience, sample_scores
-from .setup import Setup
+from rlhf.errors import RecipeError
+from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.scorers import load_scorers, same_tokens
+from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
+from rlhf.models.policy import Policy, Reference
+from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.schema import PpoRecipe, PpoSection
+from rlhf.tokens.segments import SegmentBatch
+from rlhf.train.loop import Microbatch
+from rlhf.train.rollout import Experience, Prompt, experience, sample_scores
+from rlhf.train.setup import Setup
 
 EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
 

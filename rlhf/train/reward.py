@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..data.segments import SegmentBatch
-from ..losses import LossOutput, ranked_pairs, reward_loss
-from ..recipe.schema import RewardRecipe
-from .batches import Supervised
-from .setup import Setup
+from rlhf.losses import LossOutput, ranked_pairs, reward_loss
+from rlhf.recipe.schema import RewardRecipe
+from rlhf.tokens.segments import SegmentBatch
+from rlhf.train.batches import Supervised
+from rlhf.train.setup import Setup
 
 
 class Reward(Supervised):

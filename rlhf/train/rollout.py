@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.segments import Segment, SegmentBatch, collate
-from ..generation.engine import Completion
-from ..generation.scorers import Sample, Scorer, total_scores
-from ..losses import gae, kl_estimate, masked_moments, missing_eos_scores, token_rewards, whiten
-from ..models.policy import Policy, Reference
-from ..models.scalar import ScalarModel
-from ..recipe.schema import PpoSection
+from rlhf.generation.in_process import Completion
+from rlhf.generation.scorers import Sample, Scorer, total_scores
+from rlhf.losses import gae, kl_estimate, masked_moments, missing_eos_scores, token_rewards, whiten
+from rlhf.models.policy import Policy, Reference
+from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.schema import PpoSection
+from rlhf.tokens.segments import Segment, SegmentBatch, collate
 
 
 @dataclass(frozen=True)

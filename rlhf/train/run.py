@@ -13,23 +13,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from .. import __version__
-from ..data.dataset import KINDS, prompts, tokenize
-from ..data.rows import text_of
-from ..embedded import resolve
-from ..errors import SetupError
-from ..manifest import atomic_folder
-from ..models.load import load_tokenizer
-from ..models.save import save_final
-from ..recipe.schema import DpoRecipe, PpoRecipe, TrainRecipe
-from .checkpoint import Checkpoints
-from .dpo import Dpo
-from .loop import fit
-from .ppo import Ppo
-from .reward import Reward
-from .rollout import Prompt
-from .setup import Setup
-from .sft import Sft
+from rlhf import __version__
+from rlhf.data.rows import text_of
+from rlhf.embedded import resolve
+from rlhf.errors import SetupError
+from rlhf.models.save import save_final
+from rlhf.recipe.schema import DpoRecipe, PpoRecipe, TrainRecipe
+from rlhf.runs.manifest import atomic_folder
+from rlhf.tokens.dataset import KINDS, prompts, tokenize
+from rlhf.tokens.tokenizer import load_tokenizer
+from rlhf.train.checkpoint import Checkpoints
+from rlhf.train.dpo import Dpo
+from rlhf.train.loop import fit
+from rlhf.train.ppo import Ppo
+from rlhf.train.reward import Reward
+from rlhf.train.rollout import Prompt
+from rlhf.train.setup import Setup
+from rlhf.train.sft import Sft
 
 STAGES: dict[str, Any] = {"sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": Ppo}
 

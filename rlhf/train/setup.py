@@ -10,10 +10,10 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from ..models.load import load_policy, load_scalar_model
-from ..models.policy import Policy
-from ..models.scalar import ScalarModel
-from ..recipe.schema import TrainRecipe
+from rlhf.models.load import load_policy, load_scalar_model
+from rlhf.models.policy import Policy
+from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.schema import TrainRecipe
 
 
 @dataclass(frozen=True)

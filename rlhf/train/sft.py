@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..data.segments import SegmentBatch
-from ..losses import LossOutput, sft_loss
-from ..recipe.schema import SftRecipe
-from .batches import Supervised
-from .setup import Setup
+from rlhf.losses import LossOutput, sft_loss
+from rlhf.recipe.schema import SftRecipe
+from rlhf.tokens.segments import SegmentBatch
+from rlhf.train.batches import Supervised
+from rlhf.train.setup import Setup
 
 
 class Sft(Supervised):

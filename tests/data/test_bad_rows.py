@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rlhf.data.load import Stream
+from rlhf.data.readers.text_files import flaw
 from rlhf.data.rows import KEPT_ENTRIES, Located, Quarantine
-from rlhf.data.textfiles import flaw
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
 

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.data.build import build
+from rlhf.data.parquet_rows import write_rows
 from rlhf.data.split import held_out, places
-from rlhf.data.tables import write_rows
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import DataRecipe
-
-from .support import lines, load_one, real
+from tests.data.support import lines, load_one, real
 
 MESSAGES = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Yes", "rejected": "No"}
 

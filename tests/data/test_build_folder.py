@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.output import replacing
+from rlhf.data.build_folder import replacing
 from rlhf.errors import DataError, RecipeError
-
-from .support import lines
-from .test_build import jsonl, make, ranking, read
+from tests.data.support import lines
+from tests.data.test_build import jsonl, make, ranking, read
 
 
 def write(folder: Path, generation: str, *names: str) -> None:

@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf.data.recognise import choose
+from rlhf.data.recognise_format import choose
 from rlhf.data.rows import Located, grades_of, kind_of
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection
-
-from .support import lines, load_one, real, refused, row
+from tests.data.support import lines, load_one, real, refused, row
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Yes"), ("assistant", "No")))
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rlhf.errors import DataError, RecipeError
-
-from .support import lines, load_one, real, refused, row
+from tests.data.support import lines, load_one, real, refused, row
 
 QAS = [
     {

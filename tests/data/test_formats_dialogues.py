@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.errors import DataError
-
-from .support import lines, load_one, real, refused, row
+from tests.data.support import lines, load_one, real, refused, row
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Yes"), ("assistant", "No")))
 SHARE = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]

@@ -13,8 +13,7 @@ import pytest
 
 from rlhf.data.formats.stack_exchange import score_of
 from rlhf.errors import DataError, SetupError
-
-from .support import load_one, read_all, read_in_a_process, real, refused
+from tests.data.support import load_one, read_all, read_in_a_process, real, refused
 
 HEAD, TAIL = '<?xml version="1.0" encoding="utf-8"?>\n<posts>\n', "</posts>\n"
 

@@ -12,8 +12,7 @@ import pytest
 from rlhf.data.rankings import pairs_of
 from rlhf.errors import DataError
 from rlhf.recipe.steps import PairsStep
-
-from .support import load_one, real, refused, row
+from tests.data.support import load_one, real, refused, row
 
 
 def test_kochatgpt() -> None:

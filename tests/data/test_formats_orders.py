@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from rlhf.data.rows import grades_of
 from rlhf.errors import DataError
-
-from .support import lines, load_one, refused, row
+from tests.data.support import lines, load_one, refused, row
 
 ABC = {"prompt": "p", "completions": ["a", "b", "c"]}
 RANKS = {"ranks": "ranks"}

@@ -12,8 +12,7 @@ import yaml
 
 from rlhf.data.formats import SPECS
 from rlhf.recipe.sections import Format
-
-from .support import load_one
+from tests.data.support import load_one
 
 PAGE = Path(__file__).parents[2] / "docs/formats.md"
 EXAMPLE = re.compile(

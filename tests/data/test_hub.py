@@ -18,8 +18,7 @@ from rlhf.data.rows import Quarantine
 from rlhf.data.sources import read
 from rlhf.errors import DataError, SetupError
 from rlhf.recipe.sections import SourceSection
-
-from .hub_server import hub
+from tests.data.hub_server import hub
 
 pytest.importorskip("datasets")
 
@@ -115,7 +114,7 @@ def test_config_is_for_the_hub_only(tmp_path: Path) -> None:
 
 TOKENISE = """
 import json, sys
-from rlhf.data import dataset
+from rlhf.tokens import dataset
 from rlhf.recipe.sections import DataSection, SourceSection
 from tests.tiny import tiny_tokenizer
 section = DataSection(train=[SourceSection(path="owner/pairs", split=sys.argv[1])])

@@ -13,15 +13,14 @@ from typer.testing import CliRunner, Result
 from rlhf.cli import app
 from rlhf.data.lint.finding import LENGTH_BIAS, POSITION_BIAS, Finding
 from rlhf.data.lint.findings import as_json, lint
+from rlhf.data.parquet_rows import write_rows
 from rlhf.data.stats.inputs import Target, target_of
 from rlhf.data.stats.measure import Counting, measure
-from rlhf.data.stats.tokens import TokenLengths
-from rlhf.data.tables import write_rows
 from rlhf.recipe.sections import SourceSection, TemplateSection
 from rlhf.recipe.steps import DataStep
+from rlhf.tokens.lengths import TokenLengths
+from tests.data.support import lines, real
 from tests.tiny import tiny_tokenizer
-
-from .support import lines, real
 
 # Forty sound pairs: neither side longer on the whole, all prompts and answers different.
 SOUND = [

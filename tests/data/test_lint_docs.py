@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 from rlhf.data.lint.texts import FLAWS
-
-from .support import lines
+from tests.data.support import lines
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(3)]

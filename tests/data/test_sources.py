@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from rlhf.data.rows import Quarantine
 from rlhf.data.sources import read_file
 from rlhf.errors import DataError
-
-from .support import lines, load_one, read_all
+from tests.data.support import lines, load_one, read_all
 
 ROWS = [{"prompt": "하나", "n": 1}, {"prompt": "two\nlines", "n": 2}]
 

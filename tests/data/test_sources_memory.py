@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import read_in_a_process
+from tests.data.support import read_in_a_process
 
 ROWS = 20_000
 TEXT = "a text that is as long as an answer may be, " * 60

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .support import read_all, real
+from tests.data.support import read_all, real
 
 
 def test_real_files() -> None:

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf.data import output, rows, tablefiles
+from rlhf.data import build_folder as output
+from rlhf.data import rows
+from rlhf.data.readers import arrow_files as tablefiles
+from rlhf.data.readers.arrow_files import table_batches
 from rlhf.data.rows import Located, chunks
-from rlhf.data.tablefiles import table_batches
-from rlhf.data.token_cache import _file
 from rlhf.errors import DataError
-
-from .support import load_one, read_all
-from .test_build import make, read
+from rlhf.tokens.cache import _file
+from tests.data.support import load_one, read_all
+from tests.data.test_build import make, read
 
 FAR = {
     "the year 148108": pa.array([2**62, 0], pa.timestamp("us")),

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from rlhf.cli import app
 from rlhf.data.build import build
-from rlhf.data.dataset import KINDS, tokenize
 from rlhf.data.rows import Located
 from rlhf.data.stats.chunk import characters, chunks
 from rlhf.data.stats.inputs import Target, target_of
@@ -22,13 +21,13 @@ from rlhf.data.stats.labels import Labels
 from rlhf.data.stats.measure import TRAINABLE, Counting, measure
 from rlhf.data.stats.page import render
 from rlhf.data.stats.texts import Texts
-from rlhf.data.stats.tokens import TokenLengths
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import RECIPE
 from rlhf.recipe.sections import DataSection, TemplateSection
+from rlhf.tokens.dataset import KINDS, tokenize
+from rlhf.tokens.lengths import TokenLengths
+from tests.data.support import lines, real
 from tests.tiny import tiny_tokenizer
-
-from .support import lines, real
 
 PAIRS = [
     {"prompt": "What is it?", "chosen": "a good film", "rejected": "bad"},
@@ -105,7 +104,7 @@ def test_a_built_folder_is_measured_by_split(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_splits_of_a_folder(tmp_path: Path, names: list[str], splits: list[str]) -> None:
-    from rlhf.data.tables import write_rows
+    from rlhf.data.parquet_rows import write_rows
 
     for name in names:
         write_rows(tmp_path / "d" / name, [{"prompt": name, "completion": "yes"}])

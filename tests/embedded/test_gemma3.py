@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from rlhf import cache, embedded
+from rlhf import embedded
 from rlhf.embedded import gemma3
 from rlhf.errors import SetupError
+from rlhf.runs import cache
 
 TEXTS = [
     "The capital of France is Paris.",
@@ -221,7 +222,7 @@ def test_the_real_tokenizer_round_trips(real: Path) -> None:
 @pytest.mark.slow
 def test_the_real_model_knows_of_what_paris_is_the_capital(real: Path) -> None:
     from rlhf.generation.engines import open_engine
-    from rlhf.generation.text import Request
+    from rlhf.generation.text_engine import Request
     from rlhf.recipe.synthesis import TextSampling, TransformersSection
 
     section = TransformersSection.model_validate(

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from rlhf.errors import RecipeError
 from rlhf.evaluate.preferences import reward_accuracy
 from rlhf.evaluate.run import evaluate
-from rlhf.models.load import load_tokenizer
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.recipe.sections import SourceSection, TemplateSection
+from rlhf.tokens.tokenizer import load_tokenizer
 from tests.evaluate.conftest import PROMPTS, tiny_llama, write_rows
 from tests.evaluate.scorers import letters
 
@@ -180,7 +180,7 @@ def test_what_cannot_work_is_said_before_anything_is_sampled(
     def sampled(*_: Any, **__: Any) -> None:
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlhf.generation.engine.TransformersEngine.generate", sampled)
+    monkeypatch.setattr("rlhf.generation.in_process.TransformersEngine.generate", sampled)
     sections = {key: models.get(value, value) if isinstance(value, str) else value for key, value in sections.items()}
     with pytest.raises(RecipeError, match=message):
         evaluate(recipe_of("AB", **sections))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf.evaluate.sampling import sampled_kl
-from rlhf.generation.engine import Completion, TransformersEngine
+from rlhf.generation.in_process import Completion, TransformersEngine
 from rlhf.generation.scorers import Sample
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection

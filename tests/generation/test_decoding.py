@@ -24,7 +24,7 @@ from transformers import (
 from rlhf.errors import RecipeError
 from rlhf.generation import decoding
 from rlhf.generation.decoding import Decoder, Prompt
-from rlhf.generation.engine import TransformersEngine
+from rlhf.generation.in_process import TransformersEngine
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from tests.tiny import tiny_tokenizer

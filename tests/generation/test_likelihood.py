@@ -13,16 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.data.segments import Segment
 from rlhf.errors import RecipeError
-from rlhf.generation.engine import Completion
 from rlhf.generation.engines import likelihood, open_engine
 from rlhf.generation.engines.likelihood import LastLines, drawn, free_lines, log_likelihoods
 from rlhf.generation.engines.sampling import last_line_pattern
 from rlhf.generation.engines.transformers_text import TransformersText
-from rlhf.generation.text import Answer, OneLine, Request
+from rlhf.generation.in_process import Completion
+from rlhf.generation.text_engine import Answer, OneLine, Request
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
+from rlhf.tokens.segments import Segment
 from tests.tiny import tiny_tokenizer
 
 VERDICTS = ["Verdict: A", "Verdict: B", "Verdict: tie"]

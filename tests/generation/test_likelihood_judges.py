@@ -12,7 +12,7 @@ import torch
 
 from rlhf.generation.engines import open_engine
 from rlhf.generation.engines.transformers_text import TransformersText
-from rlhf.generation.text import Answer, OneLine, Request
+from rlhf.generation.text_engine import Answer, OneLine, Request
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
 from rlhf.synthesis import judge, score

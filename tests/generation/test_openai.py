@@ -18,7 +18,7 @@ from rlhf.generation.engines.concurrent import concurrently
 from rlhf.generation.engines.openai_server import OpenaiServer
 from rlhf.generation.engines.retry import Pace, backoff, retry_after
 from rlhf.generation.engines.sampling import last_line_pattern, request_seed
-from rlhf.generation.text import OneLine, Request
+from rlhf.generation.text_engine import OneLine, Request
 from rlhf.recipe.synthesis import TextSampling
 from tests.generation.server import answer_to, serving
 from tests.generation.test_openai_faults import ask, section_for

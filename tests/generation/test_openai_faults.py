@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.errors import RecipeError, SetupError
 from rlhf.generation.engines import open_engine, retry
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.loader import load
 from rlhf.recipe.synthesis import OpenaiSection, TextSampling
 from tests.generation.server import FAULTS, FakeServer, answer_to, serving

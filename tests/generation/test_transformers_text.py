@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from rlhf.errors import RecipeError
 from rlhf.generation.engines import open_engine
 from rlhf.generation.engines.transformers_text import WINDOW, TransformersText
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
 from tests.tiny import CHATML, tiny_tokenizer

@@ -23,10 +23,10 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlhf.data.segments import Segment, collate
 from rlhf.models.load import disable_dropout
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
+from rlhf.tokens.segments import Segment, collate
 
 VOCABULARY = 120
 SIZES = {

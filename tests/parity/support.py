@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.data.segments import Segment
-from rlhf.data.template import Renderer
-from rlhf.models.load import load_tokenizer
 from rlhf.recipe.schema import TrainRecipe
+from rlhf.tokens.segments import Segment
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.run import make_accelerator
 from rlhf.train.setup import Setup
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.data.segments import Segment, collate
-from rlhf.models.load import load_tokenizer
 from rlhf.recipe.schema import TrainRecipe
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.sft import Sft
-
-from .support import (
+from tests.parity.support import (
     DEMONSTRATIONS,
     arguments,
     gradients,

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.template import Renderer
 from rlhf.recipe.sections import TemplateSection
+from rlhf.tokens.template import Renderer
+from tests.parity.support import CHAT_PAIRS, TURNS, needs_trl, trl
 from tests.tiny import tiny_tokenizer
-
-from .support import CHAT_PAIRS, TURNS, needs_trl, trl
 
 pytestmark = needs_trl
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.data.segments import collate
-from rlhf.models.load import load_tokenizer
 from rlhf.recipe.schema import TrainRecipe
+from rlhf.tokens.segments import collate
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.dpo import Dpo
-
-from .support import (
+from tests.parity.support import (
     CHAT_PAIRS,
     PAIR_ROWS,
     arguments,

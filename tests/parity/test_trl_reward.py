@@ -10,12 +10,22 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.data.segments import Segment, collate
-from rlhf.models.load import load_tokenizer
 from rlhf.recipe.schema import TrainRecipe
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.reward import Reward
-
-from .support import PAIR_ROWS, arguments, gradients, needs_trl, perturb, rendered, setup, trl, worst, worst_gradient
+from tests.parity.support import (
+    PAIR_ROWS,
+    arguments,
+    gradients,
+    needs_trl,
+    perturb,
+    rendered,
+    setup,
+    trl,
+    worst,
+    worst_gradient,
+)
 
 pytestmark = needs_trl
 Recipes = Callable[..., TrainRecipe]

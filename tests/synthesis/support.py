@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rlhf.data.rows import Text, text_of
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis.steps import ModelSteps

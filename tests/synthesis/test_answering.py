@@ -10,8 +10,7 @@ from rlhf.data.rows import Row
 from rlhf.errors import DataError, RecipeError
 from rlhf.synthesis import generate, pool
 from rlhf.synthesis.answering import draw
-
-from .support import FakeEngine
+from tests.synthesis.support import FakeEngine
 
 CHAT: Row = {
     "prompt": [{"role": "user", "content": "hi"}],
@@ -50,7 +49,7 @@ def test_completions_keep_the_rows_own_first_and_tell_who_wrote_what() -> None:
 def test_equal_samples_are_one() -> None:
     class Same(FakeEngine):
         def answer(self, request, sampling, seed):  # type: ignore[no-untyped-def]
-            from rlhf.generation.text import Answer
+            from rlhf.generation.text_engine import Answer
 
             return Answer(["x", " x", "y"], [True, True, False], 1, 3)
 

@@ -12,12 +12,11 @@ import pytest
 
 from rlhf.data.rows import Row
 from rlhf.errors import DataError, RlhfError
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis import evolve, generate, judge, pool, score
 from rlhf.synthesis.asking import FAILURES, REASONS, chance
-
-from .support import FakeEngine, fence
+from tests.synthesis.support import FakeEngine, fence
 
 ROWS: list[Row] = [{"prompt": f"q{i}", "completion": f"c{i}"} for i in range(30)]
 

@@ -14,13 +14,12 @@ from pydantic import ValidationError
 from rlhf.data.build import build as data_build
 from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError, RlhfError
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.sections import SourceSection
 from rlhf.recipe.synthesis import PriceSection, TextSampling
 from rlhf.synthesis.steps import ModelSteps
-
-from ..data.support import lines
-from .support import FakeEngine, balanced, build, fence, read, recipe
+from tests.data.support import lines
+from tests.synthesis.support import FakeEngine, balanced, build, fence, read, recipe
 
 POOL: dict[str, Any] = {"pool": {"members": [{"engine": "a"}, {"engine": "b"}], "per_prompt": 2}}
 

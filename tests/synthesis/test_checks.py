@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from rlhf.check import check
+from rlhf.cli.check import check
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import read
 from rlhf.synthesis.checks import problems
-
-from .support import FakeEngine, build, recipe
+from tests.synthesis.support import FakeEngine, build, recipe
 
 RECIPE = """\
 method: data
@@ -107,5 +106,5 @@ def test_a_build_finds_them_before_it_pays_for_the_steps_before(tmp_path: Path) 
 
 
 def test_checking_loads_neither_torch_nor_pyarrow() -> None:
-    code = "import sys, rlhf.check; sys.exit(bool({'torch', 'pyarrow', 'numpy'} & set(sys.modules)))"
+    code = "import sys, rlhf.cli.check; sys.exit(bool({'torch', 'pyarrow', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

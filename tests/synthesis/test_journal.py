@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.errors import RlhfError
-from rlhf.generation.text import Answer
+from rlhf.generation.text_engine import Answer
 from rlhf.synthesis.journal import Journal, _line, digest_of
 
 HEADER = {"step": "generate", "seed": 0}

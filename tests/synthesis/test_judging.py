@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from rlhf.data.rows import Row
 from rlhf.errors import RecipeError, RlhfError
 from rlhf.synthesis import judge, score
-
-from .support import FakeEngine, fence
+from tests.synthesis.support import FakeEngine, fence
 
 ABC: Row = {"prompt": "q", "completions": ["aa", "a", "aaa"], "models": ["x", "y", "z"]}
 

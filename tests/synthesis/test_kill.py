@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from ..data.support import lines
-from .server import Asked, serving
-from .support import fence, read
+from tests.data.support import lines
+from tests.synthesis.server import Asked, serving
+from tests.synthesis.support import fence, read
 
 ROOT = Path(__file__).parents[2]
 ROWS = 60

@@ -13,8 +13,7 @@ from rlhf.errors import RecipeError
 from rlhf.recipe.synthesis import EvolveStep, ParaphraseStep
 from rlhf.synthesis import evolve, paraphrase
 from rlhf.synthesis.prompts import FOLDER, template
-
-from .support import FakeEngine, fence
+from tests.synthesis.support import FakeEngine, fence
 
 ROWS: list[Row] = [{"prompt": f"q{i}", "completion": f"c{i}"} for i in range(40)]
 
@@ -70,7 +69,7 @@ def test_the_method_is_the_one_that_was_asked_for() -> None:
 def test_rephrasings_that_are_the_same_are_left_out() -> None:
     class Some(FakeEngine):
         def answer(self, request, sampling, seed):  # type: ignore[no-untyped-def]
-            from rlhf.generation.text import Answer
+            from rlhf.generation.text_engine import Answer
 
             texts = ["Q 1?", "q  1? ", "what is 1?", "", "What is  1?"]
             return Answer(texts, [True, True, True, True, False], 1, 9)

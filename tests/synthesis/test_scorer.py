@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf.data.segments import collate
-from rlhf.data.template import Renderer
 from rlhf.errors import RecipeError
-from rlhf.models.load import load_scalar_model, load_tokenizer
+from rlhf.models.load import load_scalar_model
 from rlhf.models.save import saved_template
 from rlhf.recipe.sections import ModelSection, TemplateSection
 from rlhf.synthesis import score
+from rlhf.tokens.segments import collate
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.run import train
-
-from ..train.conftest import model_folder, recipe_of, rows  # noqa: F401  (fixtures)
+from tests.train.conftest import model_folder, recipe_of, rows  # noqa: F401  (fixtures)
 
 
 @pytest.mark.parametrize("kind", ["plain", "chat"])

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
-from rlhf.data.segments import Segment, collate
 from rlhf.errors import RecipeError
-from rlhf.generation.engine import Completion, TransformersEngine
+from rlhf.generation.in_process import Completion, TransformersEngine
 from rlhf.generation.scorers import Sample, load_scorers
 from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ScorerSection
+from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import SENTENCES, tiny_tokenizer
 from tests.train.test_ppo import EOS, stage_of

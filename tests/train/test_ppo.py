@@ -21,15 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig
 
-from rlhf.data.segments import Segment, collate
-from rlhf.generation.engine import Completion, TransformersEngine
+from rlhf.generation.in_process import Completion, TransformersEngine
 from rlhf.generation.scorers import Sample, Scorer
 from rlhf.losses import LossOutput
-from rlhf.models.load import disable_dropout, load_policy, load_scalar_model, load_tokenizer
+from rlhf.models.load import disable_dropout, load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.schema import PpoRecipe, TrainRecipe
 from rlhf.recipe.sections import ModelSection, SamplingSection
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.ppo import Ppo
 from rlhf.train.rollout import Experience, Prompt, experience
 from rlhf.train.run import load_rows, make_accelerator, train

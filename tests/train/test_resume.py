@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.errors import CheckpointError
-from rlhf.manifest import problems
 from rlhf.recipe.loader import dump
 from rlhf.recipe.schema import TrainRecipe
+from rlhf.runs.manifest import problems
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
 

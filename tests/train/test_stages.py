@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rlhf.data.segments import Segment, collate
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection
+from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import metrics_of

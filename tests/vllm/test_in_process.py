@@ -10,7 +10,7 @@ import pytest
 
 from rlhf.errors import RecipeError
 from rlhf.generation.engines import open_engine
-from rlhf.generation.text import Answer, Request
+from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection, VllmSection
 from tests.vllm.conftest import MODEL

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from rlhf.cache import root
+from rlhf.runs.cache import root
 
 KERNELS = ("jit.py", "sketch.py", "chars.py", "kernels.py", "similarity.py", "index.py", "greedy.py")
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from rlhf.data.readers.text_files import BROKEN_OFF, TextFile
 from rlhf.data.rows import Located
-from rlhf.data.textfiles import BROKEN_OFF, TextFile
 
 START = "<<start conversation>>"
 _TURN = re.compile(r"<([^<>]+)>\s*:\s?(.*)", re.DOTALL)

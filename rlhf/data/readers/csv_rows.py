@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from rlhf.data.readers.text_files import BROKEN_OFF, TextFile
 from rlhf.data.rows import Located, Quarantine
-from rlhf.data.textfiles import BROKEN_OFF, TextFile
 from rlhf.errors import DataError
 
 _MAX_RECORD_LINES = 10_000  # a cell over more lines than this is an unclosed quote

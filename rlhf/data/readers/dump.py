@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from rlhf.data.readers.text_files import BROKEN_OFF, TextFile
 from rlhf.data.rows import Located
-from rlhf.data.textfiles import BROKEN_OFF, TextFile
 from rlhf.errors import DataError, SetupError
 
 _NOT_ROWS = ("<?xml", "<!DOCTYPE", "<posts", "</posts", "<!--")

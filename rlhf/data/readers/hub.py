@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf.data.readers.text_files import flaw
 from rlhf.data.rows import Located, Quarantine
-from rlhf.data.textfiles import flaw
-from rlhf.errors import DataError, SetupError
+from rlhf.errors import DataError, SetupError, first_line
 from rlhf.recipe.sections import SourceSection
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def _load(source: SourceSection) -> Any:
     try:
         return datasets.load_dataset(source.path, name=source.config, split=split)
     except (DatasetNotFoundError, ConnectionError) as error:
-        raise DataError(source.path, f"{_not_reached(error)} ({_first_line(error)})") from error
+        raise DataError(source.path, f"{_not_reached(error)} ({first_line(error)})") from error
     except ValueError as error:
-        said = _first_line(error)
+        said = first_line(error)
         if "split" in said.lower():
             raise DataError(source.path, f"no split {split!r}: {said}", field="split") from error
         if "config" in said.lower():
@@ -77,7 +77,7 @@ def _load(source: SourceSection) -> Any:
         raise DataError(source.path, f"{_not_reached(error)} ({said})") from error
     except Exception as error:  # whatever the library or its transport raises is about this data set
         raise DataError(
-            source.path, f"the hub's data set could not be read: {type(error).__name__}: {_first_line(error)}"
+            source.path, f"the hub's data set could not be read: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -95,8 +95,3 @@ def _is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:400]

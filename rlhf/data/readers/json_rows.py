@@ -13,8 +13,8 @@ from itertools import chain
 from typing import Any, NoReturn
 
 from rlhf.data.readers.chat import START, read_conversations
+from rlhf.data.readers.text_files import BROKEN_OFF, TextFile
 from rlhf.data.rows import Located
-from rlhf.data.textfiles import BROKEN_OFF, TextFile
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from rlhf.data.stats.console import percent
-from rlhf.figures import BAD, GOOD, INK, NEUTRAL, PALETTE, canvas
+from rlhf.display.figures import BAD, GOOD, INK, NEUTRAL, PALETTE, canvas
 
 SIZE = (5.6, 3.1)  # inches
 MOST = 8  # scripts drawn; the table lists all

@@ -21,10 +21,9 @@ from rlhf.data.stats.lengths import LengthBias, SideLengths
 from rlhf.data.stats.repeats import Repeats, leakage
 from rlhf.data.stats.scripts import Scripts
 from rlhf.data.stats.texts import Texts
-from rlhf.errors import RecipeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 REPORT_VERSION = 1
 LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
@@ -45,26 +44,6 @@ class Counting:
     unit: str = "characters"
     tokenizer: str | None = None
     special_tokens: Sequence[str] = ()
-
-
-def counting(target: Target, tokenizer: str | None = None, max_length: int | None = None) -> tuple[Target, Counting]:
-    """The target with its options, and how its lengths are counted: in tokens where a tokenizer is named.
-
-    Raises RecipeError for a `max_length` without a tokenizer, and for a tokenizer that cannot be loaded.
-    """
-    if max_length is not None:
-        target = replace(target, max_length=max_length)
-    name = tokenizer or target.tokenizer
-    if name is None:
-        if max_length is not None:
-            raise RecipeError("--max-length: counts tokens, so it needs a tokenizer: add --tokenizer NAME_OR_PATH")
-        return target, Counting()
-    from rlhf.data.stats.tokens import TokenLengths
-    from rlhf.models.load import load_tokenizer
-
-    loaded: PreTrainedTokenizerBase = load_tokenizer(name)
-    specials = [str(token) for token in loaded.all_special_tokens]
-    return target, Counting(TokenLengths(loaded, target.template), "tokens", name, specials)
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""A data report as one page, in the look of `rlhf.page`: findings where lint was asked, then each split's measures and figures."""
+"""A data report as one page, in the look of `rlhf.display.page`: findings where lint was asked, then each split's measures and figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rlhf.data.stats.console import lines, percent
 from rlhf.data.stats.drawings import figures
-from rlhf.page import CSS, ENVIRONMENT
+from rlhf.display.page import CSS, ENVIRONMENT
 
 STYLE = """
 .finding { padding: .6rem .9rem; margin: .5rem 0; background: var(--card); border: 1px solid var(--grid); border-radius: 4px;

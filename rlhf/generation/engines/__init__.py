@@ -6,9 +6,9 @@ so that a recipe that only asks a server loads no torch.
 
 from __future__ import annotations
 
-from ...recipe.synthesis import EngineSection, OpenaiSection, TransformersSection
-from ..text import TextEngine
-from .sampling import unsupported
+from rlhf.generation.engines.sampling import unsupported
+from rlhf.generation.text_engine import TextEngine
+from rlhf.recipe.synthesis import EngineSection, OpenaiSection, TransformersSection
 
 __all__ = ["open_engine", "unsupported"]
 
@@ -19,17 +19,17 @@ def open_engine(section: EngineSection, *, name: str) -> TextEngine:
     Raises RecipeError for a model or adapter that is not there, SetupError for a missing package, key or server.
     """
     if isinstance(section, TransformersSection):
-        from .transformers_text import TransformersText
+        from rlhf.generation.engines.transformers_text import TransformersText
 
         return TransformersText(section, name=name)
     if isinstance(section, OpenaiSection):
-        from .openai_server import OpenaiServer
+        from rlhf.generation.engines.openai_server import OpenaiServer
 
         return OpenaiServer(section, name=name)
     if section.serve:
-        from .vllm_server import VllmServer
+        from rlhf.generation.engines.vllm_server import VllmServer
 
         return VllmServer(section, name=name)
-    from .vllm_engine import VllmEngine
+    from rlhf.generation.engines.vllm_engine import VllmEngine
 
     return VllmEngine(section, name=name)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ...data.template import Renderer
-from ...embedded import resolve
-from ...errors import DataError, RecipeError
-from ...models.load import load_tokenizer
-from ...models.save import saved_template
-from ...recipe.sections import TemplateSection
-from ..text import Request
+from rlhf.embedded import resolve
+from rlhf.errors import DataError, RecipeError
+from rlhf.generation.text_engine import Request
+from rlhf.models.save import saved_template
+from rlhf.recipe.sections import TemplateSection
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

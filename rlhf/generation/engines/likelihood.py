@@ -18,14 +18,14 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from ...data.segments import Segment, collate
-from ...errors import RecipeError
-from ...models.policy import Policy
-from ...recipe.synthesis import TextSampling
-from ..engine import Completion
-from ..text import OneLine, Request
-from .encode import Encoder
-from .sampling import RATIONALE_LINES, beginnings, distinct_samples, stream
+from rlhf.errors import RecipeError
+from rlhf.generation.engines.encode import Encoder
+from rlhf.generation.engines.sampling import RATIONALE_LINES, beginnings, distinct_samples, stream
+from rlhf.generation.in_process import Completion
+from rlhf.generation.text_engine import OneLine, Request
+from rlhf.models.policy import Policy
+from rlhf.recipe.synthesis import TextSampling
+from rlhf.tokens.segments import Segment, collate
 
 Encoded = tuple[Request, list[int]]
 Group = tuple[Request, list[int], list[Completion]]

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...data.rows import Text
-from ...errors import DataError, SetupError
-from ...recipe.synthesis import OpenaiSection, TextSampling
-from ..text import Answer, Request
-from .concurrent import concurrently
-from .http_json import JsonClient, Reply, TransportError
-from .protocol import EXTRAS, Choices, addressed, error_of, parse_choices, settings
-from .retry import Pace, backoff, passes, retry_after
-from .sampling import distinct_samples, refuse_unsupported, request_seed
+from rlhf.data.rows import Text
+from rlhf.errors import DataError, SetupError
+from rlhf.generation.engines.concurrent import concurrently
+from rlhf.generation.engines.http_json import JsonClient, Reply, TransportError
+from rlhf.generation.engines.openai_wire import EXTRAS, Choices, addressed, error_of, parse_choices, settings
+from rlhf.generation.engines.retry import Pace, backoff, passes, retry_after
+from rlhf.generation.engines.sampling import distinct_samples, refuse_unsupported, request_seed
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.recipe.synthesis import OpenaiSection, TextSampling
 
 
 class _Refused(Exception):

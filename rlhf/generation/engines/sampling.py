@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
 from typing import Literal, TypeVar
 
-from ...errors import RecipeError
-from ...recipe.synthesis import TextSampling
-from ..text import OneLine
+from rlhf.errors import RecipeError
+from rlhf.generation.text_engine import OneLine
+from rlhf.recipe.synthesis import TextSampling
 
 Engine = Literal["transformers", "vllm", "openai"]
 T = TypeVar("T")

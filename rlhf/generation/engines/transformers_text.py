@@ -12,18 +12,18 @@ from collections.abc import Iterable, Iterator
 import torch
 from transformers import GenerationConfig
 
-from ...errors import RecipeError
-from ...models.load import load_policy
-from ...models.policy import Policy
-from ...recipe.sections import TemplateSection
-from ...recipe.synthesis import TextSampling, TransformersSection
-from ..decoding import Prompt
-from ..engine import Completion, TransformersEngine
-from ..penalties import Penalties
-from ..text import Answer, Request
-from .encode import Encoder, located, named
-from .likelihood import Encoded, Group, LastLines
-from .sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
+from rlhf.errors import RecipeError
+from rlhf.generation.decoding import Prompt
+from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.likelihood import Encoded, Group, LastLines
+from rlhf.generation.engines.sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
+from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.penalties import Penalties
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.models.load import load_policy
+from rlhf.models.policy import Policy
+from rlhf.recipe.sections import TemplateSection
+from rlhf.recipe.synthesis import TextSampling, TransformersSection
 
 WINDOW = 16  # batches read ahead, so that prompts of like length can share one
 

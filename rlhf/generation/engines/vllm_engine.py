@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from ...errors import RecipeError, SetupError
-from ...recipe.synthesis import TextSampling, VllmSection
-from ..text import Answer, Request
-from .encode import Encoder, located, named
-from .sampling import distinct_samples, last_line_pattern, refuse_unsupported, request_seed
+from rlhf.errors import RecipeError, SetupError
+from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.sampling import distinct_samples, last_line_pattern, refuse_unsupported, request_seed
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.recipe.synthesis import TextSampling, VllmSection
 
 AHEAD = 2  # requests in the engine, as a multiple of what it runs at once: a freed place never waits for the next one
 INSTALL = "install it with: pip install 'rlhf[vllm]'"

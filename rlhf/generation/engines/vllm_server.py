@@ -20,13 +20,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ...errors import DataError, SetupError
-from ...recipe.synthesis import OpenaiSection, TextSampling, VllmSection
-from ..text import Answer, Request
-from .encode import Encoder, located, named
-from .openai_server import OpenaiServer
-from .sampling import refuse_unsupported
-from .vllm_engine import APART, INSTALL, check_rank, engine_options
+from rlhf.errors import DataError, SetupError
+from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.openai_server import OpenaiServer
+from rlhf.generation.engines.sampling import refuse_unsupported
+from rlhf.generation.engines.vllm_engine import APART, INSTALL, check_rank, engine_options
+from rlhf.generation.text_engine import Answer, Request
+from rlhf.recipe.synthesis import OpenaiSection, TextSampling, VllmSection
 
 PYTHON = "RLHF_VLLM_PYTHON"
 START_SECONDS = 1800.0  # a large model is read from a slow disk, and compiled

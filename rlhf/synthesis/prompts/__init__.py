@@ -20,8 +20,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from ...data.formats.templates import fill, placeholders
-from ...errors import RecipeError
+from rlhf.data.formats.templates import fill, placeholders
+from rlhf.errors import RecipeError
 
 FOLDER = Path(__file__).parent
 

@@ -12,8 +12,7 @@ import pytest
 from rlhf.data.dedup import Texts, dedup, distributed
 from rlhf.errors import SetupError
 from rlhf.recipe.steps import MatchSection
-
-from .oracle import ENGLISH, KOREAN, ODD, near_duplicates
+from tests.data.dedup.oracle import ENGLISH, KOREAN, ODD, near_duplicates
 
 RAY, FAST = MatchSection(engine="ray"), MatchSection(engine="fast")
 TEXTS = [

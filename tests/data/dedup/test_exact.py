@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf.data.dedup import Removal, Texts, dedup, exact
 from rlhf.recipe.steps import MatchSection
-
-from ..support import load_one, real
+from tests.data.support import load_one, real
 
 EXACT = MatchSection(engine="exact")
 

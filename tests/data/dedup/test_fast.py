@@ -14,8 +14,7 @@ from rlhf.data.dedup import Removal, dedup, fast, jaccard, normalise, shingles
 from rlhf.data.dedup.bands import choose_bands
 from rlhf.errors import RecipeError
 from rlhf.recipe.steps import MatchSection
-
-from .oracle import ENGLISH, KOREAN, ODD, brute_force, check_precision, near_duplicates
+from tests.data.dedup.oracle import ENGLISH, KOREAN, ODD, brute_force, check_precision, near_duplicates
 
 FAST = MatchSection(engine="fast")
 

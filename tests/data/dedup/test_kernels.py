@@ -15,8 +15,7 @@ pytest.importorskip("numba")
 from rlhf.data.dedup import Texts, chars, jaccard, jit, kernels, normalise, shingles, sketch
 from rlhf.data.dedup import similarity as exact
 from rlhf.data.dedup.bands import Bands
-
-from .oracle import ENGLISH, KOREAN, ODD, near_duplicates
+from tests.data.dedup.oracle import ENGLISH, KOREAN, ODD, near_duplicates
 
 SIGMAS = ["Σ", "ΑΣ", "ΑΣ.", "ΑΣΑ", "Α\u00adΣ\u0301 ", "1Σ", "ΑΣ\u0301Α", "ab ΑΣ", "ΣΣ", "𐐀Σ", "İΣ", "ΑΣ👍"]
 TEXTS = [*near_duplicates(60, 0, ODD, 30), *near_duplicates(20, 0, ENGLISH), *near_duplicates(20, 0, KOREAN), *SIGMAS]

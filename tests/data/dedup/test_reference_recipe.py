@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from rlhf.data.dedup import dedup, jaccard, normalise, shingles
 from rlhf.recipe.steps import DedupStep
-
-from ..support import load_one, real
-from .oracle import ENGLISH as TEXT
-from .oracle import near_duplicates
+from tests.data.dedup.oracle import ENGLISH as TEXT
+from tests.data.dedup.oracle import near_duplicates
+from tests.data.support import load_one, real
 
 datasketch = pytest.importorskip("datasketch")
 MINHASH = DedupStep(engine="datasketch")

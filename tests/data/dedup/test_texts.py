@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from rlhf.data.dedup import Texts, TextWriter, dedup
 from rlhf.errors import DataError
 from rlhf.recipe.steps import MatchSection
-
-from .oracle import near_duplicates
+from tests.data.dedup.oracle import near_duplicates
 
 
 @given(st.lists(st.text()))

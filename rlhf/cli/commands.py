@@ -1,0 +1,194 @@
+"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `cli_data`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from rlhf import __version__
+from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, refuse_other_methods, reported
+from rlhf.cli.data import data_app
+from rlhf.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rlhf.recipe.schema import AnyRecipe, GenerateRecipe
+
+app = typer.Typer(
+    help="From human rankings to a preference-tuned model: data, SFT, reward, PPO, DPO, evaluation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Entry point of the console script and of `python -m rlhf`."""
+    app(prog_name="rlhf")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlhf {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.", show_default=False)
+]
+
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="NAMES",
+        help="Print what the first prompts give by these strategies: "
+        "greedy,beam:4,sample,topk:50,topp:0.9,minp:0.05,penalty,norepeat",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def options(version: Version = False, debug: Debug = False) -> None:
+    """Options before the command."""
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Train a model: sft, reward, ppo or dpo."""
+    carry_out(("train",), recipe, overrides, debug)
+
+
+@app.command("generate")
+def generate_command(
+    recipe: RecipeFile, overrides: Overrides = None, compare: Compare = None, debug: Debug = False
+) -> None:
+    """Sample completions of prompts and score them; or compare decoding strategies, and write nothing."""
+    if compare is None:
+        carry_out(("generate",), recipe, overrides, debug)
+        return
+    with reported(debug):
+        from rlhf.recipe.loader import read
+
+        loaded = read(recipe, overrides or ())
+        refuse_other_methods(("generate",), recipe, loaded)
+        from rlhf.generation.compare import compare as compare_strategies
+
+        compare_strategies(compare, cast("GenerateRecipe", loaded.recipe), console())
+
+
+@app.command("eval")
+def eval_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Compare models and write a report."""
+    carry_out(("eval",), recipe, overrides, debug)
+
+
+@app.command("run")
+def run_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of numbered recipes.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Run a folder's numbered recipes in order.
+
+    Finished stages are skipped; one that broke goes on from its last checkpoint.
+    """
+    with reported(debug):
+        from rlhf.cli.folder import run_folder
+        from rlhf.runs.start import stop_on_sigterm
+
+        stop_on_sigterm()
+        run_folder(folder)
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check a recipe without running it.
+
+    Keys, values, files and callables; what earlier stages will make may be missing.
+    """
+    with reported(debug):
+        from rlhf.cli.check import check as check_names
+        from rlhf.recipe.loader import read
+
+        loaded = read(recipe, overrides or ())
+        findings = check_names(loaded)
+        if findings.problems:
+            raise RecipeError(findings.problems)
+        typer.echo(f"ok: {recipe} ({loaded.recipe.method})")
+        for fact in _facts(loaded.recipe):
+            typer.echo(f"  {fact}")
+        for note in findings.notes:
+            typer.echo(f"  note: {note}")
+
+
+@app.command("inspect")
+def inspect_command(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the first batch to show.")] = 4,
+    debug: Debug = False,
+) -> None:
+    """Show the rows and tokens that a recipe would train on, and check every row."""
+    with reported(debug):
+        from rlhf.recipe.loader import load
+
+        loaded = load(recipe, overrides or ())
+        from rlhf.tokens.inspect import inspect
+
+        inspect(loaded, console(), rows)
+
+
+@app.command("chat")
+def chat_command(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder or a model.", show_default=False)
+    ],
+    debug: Debug = False,
+) -> None:
+    """Talk to a trained model."""
+    with reported(debug):
+        from rlhf.generation.chat import chat
+
+        chat(model, console())
+
+
+@app.command("doctor")
+def doctor_command(debug: Debug = False) -> None:
+    """Tell what this machine can do, and what it lacks."""
+    with reported(debug):
+        from rlhf.cli.doctor import doctor
+
+        doctor(console())
+
+
+def _facts(recipe: AnyRecipe) -> Iterator[str]:
+    """The few resolved settings that a glance should confirm."""
+    yield f"output_dir: {recipe.output_dir}, seed: {recipe.seed}"
+    if recipe.method == "data":
+        yield f"sources: {', '.join(source.path for source in recipe.sources)}"
+        steps = [step.name for step in recipe.steps]
+        yield f"steps: {', '.join(steps) or 'none'}"
+    elif recipe.method == "generate":
+        yield f"model: {recipe.model.name_or_path}"
+        yield f"{recipe.sampling.n} completions a prompt of {', '.join(source.path for source in recipe.prompts)}"
+    elif recipe.method == "eval":
+        yield f"models: {', '.join(model.name for model in recipe.models)} (the first is the reference)"
+        yield f"scorers: {', '.join(scorer.label for scorer in recipe.scorers)}"
+    else:
+        adapters = f", lora r {recipe.lora.r}" if recipe.lora else ""
+        bits = ", 4-bit" if recipe.quantization and recipe.quantization.load_in_4bit else ""
+        yield f"model: {recipe.model.name_or_path} ({recipe.model.dtype}{adapters}{bits})"
+        yield f"data: {', '.join(source.path for source in recipe.data.train)}, max_length {recipe.data.max_length}"
+        training = recipe.training
+        length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
+        batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
+        yield f"training: {length}, batch {batch} on each device, learning_rate {training.learning_rate:g}"

@@ -1,0 +1,93 @@
+"""What the commands of `rlhf` share: their arguments, and how an exception becomes one message and an exit code.
+
+Under `cli` and `cli_data`. Everything heavy is imported inside the commands, after the recipe was found to be good, so that a
+typo is answered in a fraction of a second. Exit codes: 0 done; 1 failed at run time; 2 recipe or usage; 3 data; 4 environment
+or memory; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf.errors import DataError, RecipeError
+from rlhf.runs.failure import explain, is_main_process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlhf.recipe.loader import Loaded
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.learning_rate=1e-5", show_default=False
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", show_default=False)]
+
+
+def carry_out(command: tuple[str, ...], path: Path, overrides: list[str] | None, debug: bool) -> None:
+    with reported(debug):
+        from rlhf.recipe.loader import read
+        from rlhf.runs.start import run_recipe, stop_on_sigterm
+
+        loaded = read(path, overrides or ())
+        refuse_other_methods(command, path, loaded)
+        stop_on_sigterm()
+        run_recipe(loaded.recipe)
+        if is_main_process():
+            typer.echo(f"done: {loaded.recipe.output_dir}")
+
+
+def refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -> None:
+    """Raise RecipeError for a recipe that another command runs; it says which."""
+    from rlhf.runs.start import command as command_of
+
+    method = loaded.recipe.method
+    right = command_of(method)
+    if right != command:
+        place = loaded.place(("method",))
+        wrong, right_words = " ".join(command), " ".join(right)
+        raise RecipeError(
+            f"{place}: method: rlhf {wrong} does not run {method} recipes; use: rlhf {right_words} {path}"
+        )
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Turn an exception into one message on standard error, from rank 0 alone, and the exit code that belongs to it."""
+    debug = debug or os.environ.get("RLHF_DEBUG") == "1"
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"  # for the processes that `rlhf run` starts
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        # the reader of our output has gone, as with `| head`; rich turns that into a SystemExit
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        failure = explain(error)
+        if debug:
+            traceback.print_exc()
+        if is_main_process() or debug:
+            hint = "" if failure.foreseen or debug else " (--debug shows where)"
+            prefix = "" if isinstance(error, RecipeError | DataError) else "error: "  # those begin with file:line
+            typer.echo(f"{prefix}{failure.message}{hint}", err=True)
+        raise typer.Exit(failure.exit_code) from None
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console()

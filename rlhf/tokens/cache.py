@@ -1,0 +1,190 @@
+"""Where tokenised rows are kept, and the key they are kept under.
+
+The key holds everything that tokens and report depend on: the content of every source file, how the recipe reads it, the tokenizer, the
+template, the limits, the seed, and the code, ours and the libraries', that turns one into the other. TRL's cache of reference log-probabilities leaves
+some of that out and has a hit where it should not; a row too many in the key costs a second tokenisation, one too few a wrong run.
+
+`$RLHF_TOKENS`, else `tokens` in the cache folder (see `rlhf.runs.cache`). `rlhf data cache` lists and cleans it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache as once
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf import __version__
+from rlhf.data.sources import identity
+from rlhf.errors import DataError
+from rlhf.recipe.sections import SourceSection, TemplateSection
+from rlhf.runs import cache, manifest
+from rlhf.tokens.store import TokenFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SETTLED = 2.0  # seconds: coarser than any file system's clock
+
+
+def root() -> Path:
+    """The folder of all token folders."""
+    return Path(os.environ.get("RLHF_TOKENS") or cache.root() / "tokens").expanduser()
+
+
+def token_folder(
+    sources: Sequence[SourceSection],
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSection,
+    what: Mapping[str, Any],
+    seed: int,
+    make: Callable[[Path], None],
+) -> TokenFolder:
+    """The folder for these rows, made by `make(empty_folder)` unless it is there. What `make` raises passes through.
+
+    A process that wants the folder while another makes it waits for that one. Raises SetupError when the cache cannot be written, and
+    DataError for a file that cannot be read, or that changed under the hands of `make`: its rows would be kept under the old content's key.
+    """
+    contents = _contents(sources)
+    key = {
+        "version": __version__,
+        "code": _code(),
+        "libraries": _libraries(),
+        "tokenizer": _tokenizer(tokenizer),
+        "template": template.model_dump(),
+        "seed": seed,
+        "what": dict(what),
+        "sources": [[source.model_dump(), files] for source, files in zip(sources, contents, strict=True)],
+    }
+
+    def make_from_these(folder: Path) -> None:
+        make(folder)
+        for source, before, now in zip(sources, contents, _contents(sources), strict=True):
+            if now != before:
+                raise DataError(source.path, "changed while its rows were tokenised; run this again once it is written")
+
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return TokenFolder(
+        cache.folder(name, __version__, make_from_these, parent=root(), variable="RLHF_TOKENS", quiet=True)
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One folder of the cache: its size in bytes, when it was made (seconds since 1970), its rows, and where they came from."""
+
+    path: Path
+    bytes: int
+    made: float
+    rows: int
+    sources: list[str]
+
+    @property
+    def about(self) -> str:
+        """When it was made, and its sources, in a line."""
+        return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(self.made))}  {', '.join(self.sources)}"
+
+
+def entries(older_than_days: float = 0) -> Iterator[Entry]:
+    """What the cache holds (made longer ago than that), the newest first; a folder that is not whole has no rows.
+
+    What a killed process left half done is among them, what a living one is making is not.
+    """
+    folders = [p for p in root().glob("[!.]*") if p.is_dir()]
+    folders += [p for p in root().glob(f"{manifest.TEMPORARY}*") if not _is_being_made(p)]
+    latest = time.time() - older_than_days * 86400
+    for path in sorted((p for p in folders if p.stat().st_mtime <= latest), key=lambda p: -p.stat().st_mtime):
+        try:
+            report = json.loads((path / "report.json").read_text(encoding="utf-8"))["report"]
+        except (OSError, ValueError, KeyError):
+            report = {"rows_out": 0, "sources": [{"path": "not whole: its making was broken off"}]}
+        size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+        yield Entry(path, size, path.stat().st_mtime, report["rows_out"], [s["path"] for s in report["sources"]])
+
+
+def clean(older_than_days: float = 0) -> tuple[int, int]:
+    """Remove the folders made longer ago than that; returns how many folders and bytes."""
+    gone = list(entries(older_than_days))
+    for entry in gone:
+        shutil.rmtree(entry.path)
+    return len(gone), sum(entry.bytes for entry in gone)
+
+
+def _is_being_made(partial: Path) -> bool:
+    """Whether a process holds the lock under which this folder is made (see `cache.folder`)."""
+    from filelock import FileLock, Timeout
+
+    name = partial.name.removeprefix(manifest.TEMPORARY).rpartition("-")[0]
+    try:
+        with FileLock(partial.parent / f".{name}.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _contents(sources: Sequence[SourceSection]) -> list[list[list[str]]]:
+    """The files of each source, each with the hash of its content."""
+    return [[_file(path) for path in identity(source)] for source in sources]
+
+
+def _file(path: Path) -> list[str]:
+    """A file's name and the hash of its content, which is kept with size and times of change so that it is computed once.
+
+    Not of a file changed this very moment, which may change again without its times telling. Raises DataError for one that cannot be read.
+    """
+    try:
+        stat = path.stat()
+        times = f"{stat.st_mtime_ns}\n{stat.st_ctime_ns}"  # a program may set the first, and none the second
+        about = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{times}\n{stat.st_ino}".encode()).hexdigest()
+        known = root() / ".digests" / about[:32]
+        with suppress(OSError):
+            return [str(path), known.read_text()]
+        digest = manifest.sha256(path)
+    except OSError as error:
+        raise DataError(str(path), f"cannot be read: {error.strerror}") from error
+    partial = known.with_suffix(f".{os.getpid()}")
+    if time.time() - stat.st_ctime > SETTLED:
+        with suppress(OSError):  # it only saves time; a cache that cannot be written is told by who needs it
+            known.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(digest)
+            partial.replace(known)
+    return [str(path), digest]
+
+
+@once
+def _libraries() -> dict[str, str | None]:
+    """The versions of the packages that turn texts into ids, or HTML into text."""
+    versions: dict[str, str | None] = {}
+    for name in ("transformers", "tokenizers", "jinja2", "markdownify"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+@once
+def _code() -> str:
+    """A hash of this package's source: what was made by other code is made again."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that decides a tokenizer's ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    whole = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    options = {k: repr(v) for k, v in sorted(getattr(tokenizer, "init_kwargs", {}).items())}
+    special = [str(token) for token in tokenizer.all_special_tokens]
+    about = [type(tokenizer).__name__, whole, tokenizer.chat_template, special, options]
+    return hashlib.sha256(json.dumps(about, default=str).encode()).hexdigest()

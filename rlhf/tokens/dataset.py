@@ -1,0 +1,292 @@
+"""A training stage's rows as segments, with an account of every row that did not become one.
+
+Joins `load`, `template` and `tokens` for `train`; `prompts` does the same for PPO, generation and evaluation. Rows are read as a stream,
+tokenised once, and kept on disk by `token_cache`; a second process, or a second run, finds them there.
+
+Rows over `max_length` (tokens of the prompt plus each completion) are never dealt with in silence, as TRL does:
+    error      the run stops, naming the first such row and how many there are
+    drop       the row is left out and counted
+    truncate   a completion is cut at its right end, and so ends without EOS; a row whose prompt leaves no room for one
+               token, or whose completions are no longer different, is left out and counted. Prompts are never cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf.data.load import Stream
+from rlhf.data.rows import Kind, Located, Text, chunks, kind_of, text_of
+from rlhf.errors import DataError
+from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
+from rlhf.tokens.cache import token_folder
+from rlhf.tokens.segments import Segment
+from rlhf.tokens.store import Places, Segments, TokenWriter, prompts_of
+from rlhf.tokens.template import Renderer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Overflow = Literal["error", "drop", "truncate"]
+
+# The kinds of row each method trains on; prompts can be had from any kind.
+KINDS: dict[str, frozenset[str]] = {
+    "sft": frozenset({"demonstration"}),
+    "reward": frozenset({"preference", "ranking"}),
+    "dpo": frozenset({"preference"}),
+    "ppo": frozenset({"prompt"}),
+}
+AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the ids' room
+UNDESIRABLE = "label false: not an answer to imitate"
+
+
+@dataclass(frozen=True)
+class TokenizedRows:
+    """Segments in file order, where each came from, and the report; the first two read from disk as they are asked for."""
+
+    segments: Sequence[Segment] = field(default_factory=Segments)
+    rows: Sequence[Located] = field(default_factory=Places)
+    report: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""  # a hash of every token and number: a resumed run must see the very same rows
+
+
+class Prompts(list[tuple[Text, list[int]]]):
+    """(prompt, its ids) pairs, with where each came from, the report and a hash of them beside."""
+
+    rows: Sequence[Located]
+    report: dict[str, Any]
+    fingerprint: str
+
+
+def tokenize(
+    data: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    kinds: Collection[str],
+    which: Literal["train", "eval"] = "train",
+    *,
+    seed: int = 0,
+) -> TokenizedRows:
+    """The rows of `data.train` or `data.eval` as segments; nothing for an eval section without sources.
+
+    `kinds` are the canonical kinds that the stage trains on. Where only demonstrations fit, a preference row's chosen
+    completion is one, and so is an unpaired one with a true label; the report says so. The report's `rows_in + repeated =
+    rows_out + sum(dropped)`. Raises DataError for rows of another kind, for over-long rows under `on_overflow: error`, and
+    when no row is left.
+    """
+    if "prompt" in kinds:
+        raise ValueError("prompt-only rows hold nothing to train on: use prompts()")
+    sources = data.train if which == "train" else data.eval
+    if not sources:
+        return TokenizedRows(report={"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}})
+    what = {"kinds": sorted(kinds), "max_length": data.max_length, "on_overflow": data.on_overflow}
+
+    def make(folder: Path) -> None:
+        work = _Rows(sources, Renderer(tokenizer, data.template), seed)
+        fit = _Fit(data.max_length, data.on_overflow, f"data.{which}")
+        writer = TokenWriter(folder)
+        for chunk in work.chunks(kinds):
+            writer.add(*fit(*work.segments(chunk), work.dropped))
+        fit.finish(work.seen)
+        work.needs_any(writer.rows, "row is left to train on")
+        lengths = {"policy": data.on_overflow, "rows": fit.over, "truncated": fit.truncated}
+        more = {"converted": work.converted, "over_length": lengths | {"dropped": fit.over - fit.truncated}}
+        writer.close(work.report(writer.rows) | more | {"truncated": fit.truncated, "tokens": writer.tokens})
+
+    folder = token_folder(sources, tokenizer, data.template, what, seed, make)
+    return TokenizedRows(Segments(folder), Places(folder), folder.report, folder.fingerprint)
+
+
+def prompts(
+    sources: Sequence[SourceSection],
+    tokenizer: PreTrainedTokenizerBase,
+    template: TemplateSection,
+    max_length: int | None = None,
+    on_overflow: Overflow = "error",
+    *,
+    seed: int = 0,
+) -> Prompts:
+    """The distinct prompts of rows of any kind, in order, with the ids that generation starts from.
+
+    Repeated prompts are dropped and counted, and so are those over `max_length` tokens unless that is an error
+    (a prompt is never cut). The counts are in `.report`. Raises DataError as `tokenize` does.
+    """
+    out = Prompts()
+    if not sources:
+        out.rows, out.fingerprint = Places(), ""
+        out.report = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
+        return out
+
+    def make(folder: Path) -> None:
+        work = _Rows(sources, Renderer(tokenizer, template), seed)
+        fit = _Fit(max_length, "error" if on_overflow == "error" else "drop", "prompts")
+        writer = TokenWriter(folder)
+        for chunk in work.distinct_prompts():
+            ids = _prompt_ids(chunk, work.renderer)
+            kept = [fit.fits(len(i), row, work.dropped) for i, row in zip(ids, chunk, strict=True)]
+            writer.add_prompts(
+                [i for i, k in zip(ids, kept, strict=True) if k], [row for row, k in zip(chunk, kept, strict=True) if k]
+            )
+        fit.finish(work.seen)
+        work.needs_any(writer.rows, "prompt is left")
+        writer.close(work.report(writer.rows))
+
+    what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow}
+    folder = token_folder(sources, tokenizer, template, what, seed, make)
+    out.extend(prompts_of(folder))
+    out.rows, out.report, out.fingerprint = Places(folder), folder.report, folder.fingerprint
+    return out
+
+
+class _Rows:
+    """The stream of a section's rows on their way to tokens, and what became of them."""
+
+    def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int) -> None:
+        self.sources, self.renderer = sources, renderer
+        self.stream = Stream(sources, seed=seed)
+        self.dropped: Counter[str] = Counter()
+        self.converted: str | None = None
+        self.seen = 0  # rows that reached the tokenizer
+        self._refused: DataError | None = None
+
+    def chunks(self, kinds: Collection[str]) -> Iterator[list[Located]]:
+        """Rows of the kinds wanted; chosen and desirable completions as demonstrations where those alone are."""
+        for chunk in chunks(self.stream, AT_ONCE):
+            yield [row for row in (self._of_kind(row, kinds) for row in chunk) if row is not None]
+
+    def distinct_prompts(self) -> Iterator[list[Located]]:
+        """The first row of every prompt."""
+        met: set[int] = set()
+        for chunk in chunks(self.stream, AT_ONCE):
+            rows = []
+            for row in chunk:
+                key = hash(text_of(row.data["prompt"]))
+                if key not in met:
+                    met.add(key)
+                    rows.append(row)
+            self.dropped["repeated prompt"] += len(chunk) - len(rows)
+            self.seen += len(rows)
+            yield rows
+
+    def _of_kind(self, row: Located, kinds: Collection[str]) -> Located | None:
+        kind: Kind = kind_of(row.data)
+        if kind in kinds:
+            return row
+        if "demonstration" not in kinds or kind not in ("preference", "unpaired"):
+            wanted = " or ".join(sorted(kinds))
+            raise row.error(f"this is a {kind} row; the stage trains on {wanted} rows (see format: and columns:)")
+        self.converted = f"{kind} -> demonstration ({'chosen' if kind == 'preference' else 'label true'})"
+        if kind == "unpaired" and not row.data["label"]:
+            self.dropped[UNDESIRABLE] += 1
+            return None
+        answer = row.data["chosen" if kind == "preference" else "completion"]
+        return replace(row, data={"prompt": row.data["prompt"], "completion": answer})
+
+    def segments(self, rows: list[Located]) -> tuple[list[Segment], list[Located]]:
+        """The rows that the template takes, tokenised in one go; the others are counted."""
+        rendered, kept = [], []
+        for row in rows:
+            try:
+                rendered.append(self.renderer.render(row.data))
+                kept.append(row)
+            except DataError as e:
+                self._refused = self._refused or row.error(e.reason, e.field)
+                self.dropped[e.reason.split(": ")[0]] += 1
+        self.seen += len(kept)
+        return self.renderer.encode(rendered), kept
+
+    def needs_any(self, rows_out: int, what: str) -> None:
+        """Raises DataError when nothing came through, and why."""
+        if self._refused and not self.seen:
+            raise self._refused
+        if not rows_out:
+            counts = Counter(self.stream.dropped) + self.dropped
+            why = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common() if n) or "the sources are empty"
+            raise DataError(self.sources[0].path, f"no {what}: {why}")
+
+    def report(self, rows_out: int) -> dict[str, Any]:
+        """The account of every row."""
+        dropped = Counter(self.stream.dropped) + self.dropped
+        rows_in, repeated = self.stream.rows_in, self.stream.repeated
+        assert rows_in + repeated == rows_out + dropped.total(), (rows_in, repeated, rows_out, dropped)
+        return {
+            "sources": self.stream.sources,
+            "rows_in": rows_in,
+            "repeated": repeated,
+            "rows_out": rows_out,
+            "dropped": {reason: n for reason, n in dropped.items() if n},
+            "quarantined": self.stream.quarantine.counts(),
+            "boundary_splits": self.renderer.boundary_splits,
+            "special_tokens_in_text": self.renderer.special_tokens_in_text,
+        }
+
+
+class _Fit:
+    """The rule for rows over `max_length`, and what it did."""
+
+    def __init__(self, limit: int | None, policy: Overflow, name: str) -> None:
+        self.limit, self.policy, self.name = limit, policy, name
+        self.over = self.truncated = self.longest = 0
+        self._first: tuple[Located, int] | None = None
+
+    def __call__(
+        self, segments: Sequence[Segment], rows: Sequence[Located], dropped: Counter[str]
+    ) -> tuple[list[Segment], list[Located]]:
+        """The segments that fit, or were made to."""
+        fitted: list[tuple[Segment, Located]] = []
+        for segment, row in zip(segments, rows, strict=True):
+            length = len(segment.prompt_ids) + max(map(len, segment.completion_ids))
+            if self.policy != "truncate" or length <= (self.limit or length):
+                if self.fits(length, row, dropped):
+                    fitted.append((segment, row))
+                continue
+            self.over += 1
+            if cut := self._cut(segment, dropped):
+                self.truncated += 1
+                fitted.append((cut, row))
+        return [segment for segment, _ in fitted], [row for _, row in fitted]
+
+    def fits(self, length: int, row: Located, dropped: Counter[str]) -> bool:
+        """Whether a row of so many tokens stays."""
+        if self.limit is None or length <= self.limit:
+            return True
+        self.over += 1
+        self.longest = max(self.longest, length)
+        self._first = self._first or (row, length)
+        dropped["over max_length"] += self.policy == "drop"
+        return False
+
+    def finish(self, seen: int) -> None:
+        """Raises DataError for over-long rows where they are an error, once they are counted."""
+        if self._first is None or self.policy != "error":
+            return
+        row, length = self._first
+        raise row.error(
+            f"{length} tokens, over max_length {self.limit}; so are {self.over} of {seen} rows of {self.name} "
+            f"(longest {self.longest}). Raise max_length, or say on_overflow: drop or truncate"
+        )
+
+    def _cut(self, segment: Segment, dropped: Counter[str]) -> Segment | None:
+        room = (self.limit or 0) - len(segment.prompt_ids)
+        if room < 1:
+            dropped["prompt leaves no room under max_length"] += 1
+            return None
+        cut = [list(c[:room]) for c in segment.completion_ids]
+        if len(cut) > 1 and all(c == cut[0] for c in cut):
+            dropped["completions equal once truncated"] += 1
+            return None
+        return replace(segment, completion_ids=cut)
+
+
+def _prompt_ids(rows: list[Located], renderer: Renderer) -> list[list[int]]:
+    try:
+        return renderer.batch_prompt_ids([row.data["prompt"] for row in rows])
+    except DataError:
+        for row in rows:  # find the row to name
+            try:
+                renderer.render_prompt(row.data["prompt"])
+            except DataError as e:
+                raise row.error(e.reason, e.field) from None
+        raise

@@ -1,0 +1,230 @@
+"""`rlhf inspect RECIPE`: the first batch exactly as training will see it, and the invariants of every row.
+
+Goes the real way, through `dataset`, `sampler` and `segments`, and reads the trained tokens off the labels; so what is shown
+cannot differ from what is trained. Trained tokens are in colour, or between double brackets where there is none. Special tokens
+stand as they are written, a line break is an arrow and a line break, and what cannot be seen is an escape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
+
+from rlhf.data.rows import Located
+from rlhf.errors import RecipeError
+from rlhf.recipe.schema import AnyRecipe, PpoRecipe, Recipe, SftRecipe, TrainRecipe
+from rlhf.tokens.dataset import KINDS, Prompts, TokenizedRows, prompts, tokenize
+from rlhf.tokens.sampler import Sampler
+from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+SHOWN = 4  # rows of the batch, or prompts
+CHECKED_AT_ONCE = 64  # rows laid out together to be checked
+NEWLINE = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
+OPEN, CLOSE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
+
+
+def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) -> None:
+    """Print the first microbatch decoded (`shown` rows of it), the invariants, and what became of every row.
+
+    Raises RecipeError for a recipe that does not train, DataError when a row breaks an invariant.
+    """
+    from rlhf.tokens.tokenizer import load_tokenizer
+
+    if not isinstance(recipe, TrainRecipe):
+        raise RecipeError(
+            f"method: inspect shows what is trained on, and {getattr(recipe, 'method', '?')} trains nothing"
+        )
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    if isinstance(recipe, PpoRecipe):
+        room = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
+        found = prompts(recipe.data.train, tokenizer, recipe.data.template, room, recipe.data.on_overflow)
+        _show_prompts(found, recipe, tokenizer, console, shown)
+        return
+    rows = tokenize(recipe.data, tokenizer, KINDS[recipe.method], "train")
+    score_prompt = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"
+    training = recipe.training
+    sampler = Sampler(
+        [s.num_tokens for s in rows.segments],
+        batch_size=training.per_device_train_batch_size,
+        max_tokens=training.max_tokens_per_batch,
+        seed=recipe.seed,
+        accumulation=training.gradient_accumulation_steps,
+    )
+    batch = sampler.window(0)[0]
+    console.print(f"step 1, microbatch 1: {len(batch)} rows, {sampler.total_steps(1)} steps an epoch", highlight=False)
+    for index in batch[:shown]:
+        _show_segment(rows.segments[index], rows.rows[index], tokenizer, score_prompt, console)
+    if len(batch) > shown:
+        console.print(f"and {len(batch) - shown} rows more in this microbatch (--rows shows more)", highlight=False)
+    checked = check_rows(rows, recipe, tokenizer, score_prompt)
+    eos = "and EOS" if recipe.data.template.add_eos else "(EOS is left to the template)"
+    console.print(
+        f"checked {checked} completions of {len(rows.segments)} rows: each trains all of its tokens {eos}, and nothing else"
+        f"{' but the prompt' if score_prompt else ''};\nno padding is trained, and the beginning-of-text token is not doubled",
+        highlight=False,
+        soft_wrap=True,
+    )
+    _show_report(rows.report, console)
+
+
+def check_rows(
+    rows: TokenizedRows, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, score_prompt: bool = False
+) -> int:
+    """Check the invariants on the labels of every row; returns how many completions there are. Raises DataError."""
+    checked = 0
+    for start in range(0, len(rows.segments), CHECKED_AT_ONCE):
+        part = range(start, min(start + CHECKED_AT_ONCE, len(rows.segments)))
+        segments = [rows.segments[i] for i in part]
+        padded = pad(collate(segments, score_prompt=score_prompt), cast(int, tokenizer.pad_token_id))
+        laid_out = zip(padded.input_ids.tolist(), padded.labels.tolist(), padded.last.tolist(), strict=True)
+        for i, segment in zip(part, segments, strict=True):
+            for completion in segment.completion_ids:
+                ids, labels, last = next(laid_out)
+                prompt = len(segment.prompt_ids)
+                reason = _mislabelled(ids, labels, prompt, last + 1, score_prompt) or _misspelt(
+                    ids[: last + 1], prompt, recipe, tokenizer
+                )
+                if reason:
+                    raise rows.rows[i].error(reason)
+                assert len(completion) == last + 1 - prompt
+                checked += 1
+    return checked
+
+
+def _mislabelled(ids: list[int], labels: list[int], prompt: int, length: int, score_prompt: bool) -> str | None:
+    """What is wrong with a row's labels: they must be the completion's tokens, and nothing else (but the prompt's)."""
+    none = [IGNORE_INDEX]
+    if labels[prompt:length] == none * (length - prompt):
+        return "trains no token of the completion"
+    if labels[length:] != none * (len(labels) - length):
+        return "trains padding"
+    if labels[prompt:length] != ids[prompt:length]:
+        return "does not train every token of the completion as itself"
+    if labels[:prompt] != (none + ids[1:prompt] if score_prompt else none * prompt):
+        return "does not train the prompt, although loss_on is all" if score_prompt else "trains the prompt"
+    return None
+
+
+def _misspelt(ids: list[int], prompt: int, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What is wrong with a row's tokens: its length, its end, its beginning."""
+    template, limit = recipe.data.template, recipe.data.max_length
+    bos, eos, pad_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    cut = recipe.data.on_overflow == "truncate" and len(ids) == limit
+    if len(ids) > limit:
+        return f"is longer than max_length: {len(ids)} tokens"
+    if template.add_eos and ids[-1] != eos and not cut:
+        return "does not train EOS, although template.add_eos is set"
+    if ids[prompt:].count(eos) > 1 and ids[-2] == eos:
+        return "trains EOS twice at its end"
+    if pad_id not in (eos, bos, tokenizer.unk_token_id) and pad_id in ids[prompt:]:
+        return "trains the padding token inside the completion"
+    return _doubled_bos(ids if bos != eos else ids[:prompt], bos, template.kind)
+
+
+def _doubled_bos(ids: list[int], bos: Any, kind: str) -> str | None:
+    """A chat template may open every turn with BOS, as ChatML does; two in a row, or two in a plain text, are a mistake."""
+    if bos is None or not (ids[:2] == [bos, bos] or (kind == "plain" and ids.count(bos) > 1)):
+        return None
+    return "begins with the beginning-of-text token twice: the tokenizer adds it, so the template must not"
+
+
+def _show_segment(
+    segment: Segment, row: Located, tokenizer: PreTrainedTokenizerBase, score_prompt: bool, console: Console
+) -> None:
+    padded = pad(collate([segment], score_prompt=score_prompt), cast(int, tokenizer.pad_token_id))
+    prompt = len(segment.prompt_ids)
+    console.rule(f"{row.file}:{row.row}  {segment.num_tokens} tokens, prompt {prompt}", align="left", characters="-")
+    for i, completion in enumerate(segment.completion_ids):
+        end = prompt + len(completion)
+        ids, labels = padded.input_ids[i, :end].tolist(), padded.labels[i, :end].tolist()
+        trained = [label != IGNORE_INDEX for label in labels]
+        pieces = list(_pieces(ids, trained, prompt, tokenizer))
+        if i == 0:
+            _show_tokens("prompt", [p for p in pieces if p.in_prompt], console)
+        _show_tokens(_name(segment, i), [p for p in pieces if not p.in_prompt], console)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    trained: bool
+    in_prompt: bool
+
+
+def _pieces(ids: list[int], trained: list[bool], prompt: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Piece]:
+    """Runs of tokens alike, as the text that each adds to what comes before it.
+
+    Decoded alone, a run would lose its leading space with SentencePiece tokenizers. A character whose bytes are split
+    between two runs is the exception: it cannot be shown as either's, and is shown as what its bytes decode to.
+    """
+    before = ""
+    end = 0
+    for (is_trained, in_prompt), group in groupby(range(len(ids)), key=lambda i: (trained[i], i < prompt)):
+        start, end = end, end + len(list(group))
+        whole = cast(str, tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
+        alone = cast(str, tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+        yield _Piece(whole[len(before) :] if whole.startswith(before) else alone, is_trained, in_prompt)
+        before = whole
+
+
+def _name(segment: Segment, i: int) -> str:
+    if list(segment.grades) == [1, 0]:
+        margin = f" (margin {segment.margin:g})" if segment.margin is not None and i == 0 else ""
+        return ("chosen", "rejected")[i] + margin
+    return f"completion {i} (grade {segment.grades[i]:g})" if segment.grades else "completion"
+
+
+def _show_tokens(name: str, pieces: list[_Piece], console: Console) -> None:
+    from rich.text import Text
+
+    plain = console.no_color or not console.is_terminal
+    line = Text(f"{name}: ", style="bold")
+    for piece in pieces:
+        text = _visible(piece.text)
+        shown = f"{OPEN}{text}{CLOSE}" if piece.trained and plain else text
+        line.append(shown, style="not bold green" if piece.trained else "not bold dim")
+    console.print(line, soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """Text with its line breaks marked, and other characters that cannot be seen (a tab, a BOM, an escape) as escapes."""
+    return "".join(
+        f"{NEWLINE}\n" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def _show_prompts(
+    found: Prompts, recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
+) -> None:
+    console.print(f"{len(found)} prompts; nothing in them is trained, rollouts start after them", highlight=False)
+    for number, (_, ids) in enumerate(found, 1):
+        if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
+            raise found.rows[number - 1].error(f"the prompt {reason}", "prompt")
+        if number <= shown:
+            pieces = list(_pieces(ids, [False] * len(ids), len(ids), tokenizer))
+            _show_tokens(f"prompt {number}, {len(ids)} tokens", pieces, console)
+    if len(found) > shown:
+        console.print(f"and {len(found) - shown} prompts more (--rows shows more)", highlight=False)
+    _show_report(found.report, console)
+
+
+def _show_report(report: dict[str, Any], console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "", show_header=False)
+    for source in report["sources"]:
+        said = f"{source['format']}{' (recognised by its columns)' if source['recognised'] else ''}"
+        table.add_row(escape(source["path"]), f"{said}, {source['rows_in']} rows, {source['rows_out']} usable")
+    for key, value in report.items():
+        if key not in ("sources", "quarantined", "truncated") and value not in ({}, None):
+            pairs = value.items() if isinstance(value, dict) else [("", value)]
+            table.add_row(key.replace("_", " "), escape(", ".join(f"{k} {v}".strip() for k, v in pairs)))
+    console.print(table)

@@ -1,0 +1,198 @@
+"""Tokenised rows on disk, made once: flat files of token ids that training maps into memory and reads by row number.
+
+Stands between `dataset`, which fills it, and the sampler and batches, which ask for row i and read nothing before it. A folder:
+
+    ids.bin       int32 [tokens]        every row's prompt and then its completions, end to end
+    lengths.npy   int32 [parts]         tokens of each prompt and each completion, in the same order
+    counts.npy    int32 [rows]          completions of each row; 0 for prompts alone
+    grades.npy    float64 [completions] or empty where nothing is compared
+    margins.npy   float64 [rows]        nan where unknown
+    files.npy     int32 [rows]          which file a row came from, an index into report.json's `files`
+    rows.npy      int64 [rows]          its place there
+    texts.jsonl   the prompts' texts, for prompts alone
+    report.json   {files, report}       what became of every row
+
+The folder is kept by `rlhf.runs.cache` under a key that holds all that the tokens depend on (see `dataset`). Two ranks that want it at
+once make it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from rlhf.data.rows import Located, Text
+from rlhf.runs.manifest import NAME as MANIFEST
+from rlhf.tokens.segments import Segment
+
+_TYPES = {
+    "lengths": np.int32,
+    "counts": np.int32,
+    "grades": np.float64,
+    "margins": np.float64,
+    "files": np.int32,
+    "rows": np.int64,
+}
+
+
+class TokenWriter:
+    """Fills a folder block by block; memory holds the numbers of rows and parts, not the tokens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = self.tokens = 0
+        self._ids = (folder / "ids.bin").open("wb")
+        self._texts = (folder / "texts.jsonl").open("w", encoding="utf-8")
+        self._parts: dict[str, list[Any]] = {name: [] for name in _TYPES}
+        self._files: dict[str, int] = {}
+
+    def add(self, segments: Sequence[Segment], rows: Sequence[Located]) -> None:
+        """Append segments and the rows they come from."""
+        margins = [np.nan if s.margin is None else s.margin for s in segments]
+        grades = [g for s in segments for g in s.grades]
+        self._add([[s.prompt_ids, *s.completion_ids] for s in segments], rows, grades, margins)
+
+    def add_prompts(self, prompts: Sequence[Sequence[int]], rows: Sequence[Located]) -> None:
+        """Append prompts alone, and their texts."""
+        self._add([[ids] for ids in prompts], rows, [], [np.nan] * len(rows))
+        self._texts.writelines(json.dumps(row.data["prompt"], ensure_ascii=False) + "\n" for row in rows)
+
+    def close(self, report: dict[str, Any]) -> None:
+        """Write what is left, and the report."""
+        self._ids.close()
+        self._texts.close()
+        for name, kind in _TYPES.items():
+            np.save(self.folder / f"{name}.npy", np.concatenate([np.empty(0, dtype=kind), *self._parts[name]]))
+        text = json.dumps({"files": list(self._files), "report": report}, ensure_ascii=False, indent=1)
+        (self.folder / "report.json").write_text(text + "\n", encoding="utf-8")
+
+    def _add(
+        self, parts: list[list[Sequence[int]]], rows: Sequence[Located], grades: list[float], margins: list[float]
+    ) -> None:
+        ids = np.fromiter((i for row in parts for part in row for i in part), dtype=np.int32)
+        self._ids.write(ids.tobytes())
+        files = [self._files.setdefault(row.file, len(self._files)) for row in rows]
+        values = {
+            "lengths": [len(part) for row in parts for part in row],
+            "counts": [len(row) - 1 for row in parts],
+            "grades": grades,
+            "margins": margins,
+            "files": files,
+            "rows": [row.row for row in rows],
+        }
+        for name, value in values.items():
+            self._parts[name].append(np.asarray(value, dtype=_TYPES[name]))
+        self.rows += len(rows)
+        self.tokens += len(ids)
+
+
+class TokenFolder:
+    """A folder that `TokenWriter` filled, mapped into memory."""
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        self.files: list[str] = about["files"]
+        self.report: dict[str, Any] = about["report"]
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _TYPES}
+        self.counts, self.grades, self.margins = arrays["counts"], arrays["grades"], arrays["margins"]
+        self.file_of, self.row_of = arrays["files"], arrays["rows"]
+        self._ends = np.cumsum(arrays["lengths"], dtype=np.int64)  # of each part
+        self._first = np.cumsum(self.counts + 1, dtype=np.int64) - self.counts - 1  # each row's first part
+        size = (folder / "ids.bin").stat().st_size
+        self._ids: Any = (
+            np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if size else np.empty(0, dtype=np.int32)
+        )
+        self.texts = folder / "texts.jsonl"
+        self.fingerprint = _fingerprint(folder)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def parts(self, index: int) -> list[list[int]]:
+        """A row's prompt and completions as ids."""
+        first, count = int(self._first[index]), int(self.counts[index])
+        ends = self._ends[first : first + count + 1].tolist()
+        start = int(self._ends[first - 1]) if first else 0
+        ids = self._ids[start : ends[-1]].tolist()
+        cuts = [0, *(end - start for end in ends)]
+        return [ids[a:b] for a, b in pairwise(cuts)]
+
+    @property
+    def num_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each row, the prompt once and every completion once: `Segment.num_tokens`."""
+        last = self._ends[self._first + self.counts] if len(self) else np.empty(0, dtype=np.int64)
+        return np.diff(last, prepend=0)
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash of the tokens and numbers of a sealed folder, wherever its rows came from."""
+    sealed = json.loads((folder / MANIFEST).read_text())["files"]
+    names = ("ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy")
+    return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()
+
+
+class Segments(Sequence[Segment]):
+    """The rows of a token folder as segments, each read when it is asked for."""
+
+    def __init__(self, folder: TokenFolder | None = None) -> None:
+        self._folder = folder
+        if folder is not None:
+            self._first = np.cumsum(folder.counts, dtype=np.int64) - folder.counts  # each row's first completion
+
+    def __len__(self) -> int:
+        return 0 if self._folder is None else len(self._folder)
+
+    @overload
+    def __getitem__(self, index: int) -> Segment: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Segment]: ...
+    def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
+        places = range(len(self))[index]
+        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
+
+    @property
+    def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each segment."""
+        return np.empty(0, dtype=np.int64) if self._folder is None else self._folder.num_tokens
+
+    def _at(self, index: int) -> Segment:
+        assert self._folder is not None
+        prompt, *completions = self._folder.parts(index)
+        first, margin = int(self._first[index]), float(self._folder.margins[index])
+        grades = self._folder.grades[first : first + len(completions)].tolist() if len(self._folder.grades) else ()
+        return Segment(prompt, completions, grades, None if np.isnan(margin) else margin)
+
+
+class Places(Sequence[Located]):
+    """Where the rows of a token folder came from: rows without data, for messages."""
+
+    def __init__(self, folder: TokenFolder | None = None) -> None:
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return 0 if self._folder is None else len(self._folder)
+
+    @overload
+    def __getitem__(self, index: int) -> Located: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Located]: ...
+    def __getitem__(self, index: int | slice) -> Located | list[Located]:
+        places = range(len(self))[index]
+        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
+
+    def _at(self, index: int) -> Located:
+        assert self._folder is not None
+        return Located(self._folder.files[int(self._folder.file_of[index])], int(self._folder.row_of[index]), {})
+
+
+def prompts_of(folder: TokenFolder) -> Iterator[tuple[Text, list[int]]]:
+    """(text, ids) of every prompt of a folder that `add_prompts` filled."""
+    with folder.texts.open(encoding="utf-8") as lines:
+        for index, line in enumerate(lines):
+            yield json.loads(line), folder.parts(index)[0]

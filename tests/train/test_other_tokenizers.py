@@ -21,7 +21,7 @@ from rlhf.recipe.sections import ScorerSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import SENTENCES, tiny_tokenizer
-from tests.train.test_ppo import EOS, stage_of
+from tests.train.ppo_support import EOS, stage_of
 
 Recipes = Callable[..., TrainRecipe]
 Folders = Callable[[str], str]

@@ -204,7 +204,7 @@ class PpoRecipe(TrainRecipe):
     def other_models(self) -> dict[str, str]:
         named = {"ppo.reference": self.ppo.reference, "ppo.value_model": self.ppo.value_model}
         named |= {f"ppo.rewards.{i}.model": reward.model for i, reward in enumerate(self.ppo.rewards)}
-        return {key: name for key, name in named.items() if name not in (None, "initial")}  # type: ignore[misc]
+        return {key: name for key, name in named.items() if name not in (None, "initial")}
 
     def callables(self) -> dict[str, str]:
         named = {f"ppo.rewards.{i}.callable": reward.callable for i, reward in enumerate(self.ppo.rewards)}

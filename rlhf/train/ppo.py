@@ -24,7 +24,7 @@ from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, t
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import PpoRecipe, PpoSection
+from rlhf.recipe.training import PpoRecipe, PpoSection
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update

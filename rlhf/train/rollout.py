@@ -20,7 +20,7 @@ from rlhf.generation.in_process import Completion
 from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import PpoSection
+from rlhf.recipe.training import PpoSection
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Prompt
 

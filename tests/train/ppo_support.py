@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.generation.in_process import Completion
-from rlhf.recipe.schema import PpoRecipe, TrainRecipe
+from rlhf.recipe.training import PpoRecipe, TrainRecipe
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.ppo import Ppo

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 from rlhf.errors import RecipeError
 from rlhf.generation.in_process import Completion, TransformersEngine
 from rlhf.generation.scorers import Sample, load_scorers
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import SENTENCES, tiny_tokenizer

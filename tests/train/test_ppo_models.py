@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfi
 
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.train.ppo_support import (

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from rlhf.generation.in_process import Completion
 from rlhf.generation.scorers import Sample, Scorer
 from rlhf.models.load import load_scalar_model
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.store import Prompt
 from rlhf.train.rollout import estimate, evaluate

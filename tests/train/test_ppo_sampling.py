@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from rlhf.generation.in_process import TransformersEngine
 from rlhf.models.load import disable_dropout
 from rlhf.models.policy import Policy
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection, SamplingSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.tokenizer import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import config_of

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.losses import LossOutput
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
 from tests.train.ppo_support import (

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rlhf.errors import CheckpointError
 from rlhf.recipe.loader import dump
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.manifest import problems
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of

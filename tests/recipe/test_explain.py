@@ -68,7 +68,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:8: data.template.prompt: expected text, got a section; put the text in quotes",
         "r.yaml:9: data.max_length: this key was already given on line 7",
         "r.yaml:10: dpo.beta: must be more than 0, got 0",
-        "r.yaml:10: dpo.loss_type: expected 'sigmoid', 'hinge' or 'ipo'; got the string 'kto'",
+        "r.yaml:10: dpo.loss_type: expected one of sigmoid, hinge, ipo; got the string 'kto'",
         "r.yaml:11: lora.r: expected a whole number, got the number 1.5",
         "r.yaml:11: lora.target_modules.0: expected text, got the number 1; put the text in quotes",
         "r.yaml:12: training.lr_scheduler_type: expected one of constant, linear, cosine; got the string 'cosin'; "

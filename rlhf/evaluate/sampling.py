@@ -22,7 +22,8 @@ from rlhf.data.rows import text_of
 from rlhf.display.progress import ProgressBar
 from rlhf.errors import RecipeError
 from rlhf.evaluate.preferences import Pairs, load_pairs
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import Sample
 from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
@@ -98,7 +99,7 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     same_tokens = itself or tokenizer.get_vocab() == reference.tokenizer.get_vocab()
     prompts = reference.prompts if same_tokens else load_prompts(recipe.prompts, tokenizer, recipe.template)
     _check_room(policy, prompts, recipe.sampling.max_new_tokens, model.name)
-    engine = TransformersEngine(policy, tokenizer)
+    engine = InProcessEngine(policy, tokenizer)
     began = time.perf_counter()
     with ProgressBar(f"sampling {escape(model.name)}", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)

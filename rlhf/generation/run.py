@@ -17,7 +17,8 @@ from rich.console import Console
 from rlhf.data.parquet_rows import write_rows
 from rlhf.data.rows import Row, Text, text_of
 from rlhf.display.progress import ProgressBar
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import Sample, load_scorers, total_scores
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
@@ -34,7 +35,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     prompts = load_prompts(recipe.prompts, tokenizer, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
     scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
-    engine = TransformersEngine(policy, tokenizer)
+    engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, RlhfError
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.models.load import is_reward_model, load_scalar_model
 from rlhf.models.save import saved_template
 from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import load_scorers, same_tokens
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference
@@ -56,7 +57,7 @@ class Ppo:
         self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
         self.value_model = setup.scalar_model(_value_source(recipe.ppo, setup))
         self.module = ActorCritic(self.policy, self.value_model)
-        self.engine = TransformersEngine(self.policy, setup.tokenizer)
+        self.engine = InProcessEngine(self.policy, setup.tokenizer)
         self.scorers = load_scorers(
             recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.generation.scorers import Sample, Scorer, total_scores
 from rlhf.losses import gae, kl_estimate, masked_moments, missing_eos_scores, token_rewards, whiten
 from rlhf.models.policy import Policy, Reference

@@ -180,7 +180,7 @@ def test_what_cannot_work_is_said_before_anything_is_sampled(
     def sampled(*_: Any, **__: Any) -> None:
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlhf.generation.in_process.TransformersEngine.generate", sampled)
+    monkeypatch.setattr("rlhf.generation.in_process.InProcessEngine.generate", sampled)
     sections = {key: models.get(value, value) if isinstance(value, str) else value for key, value in sections.items()}
     with pytest.raises(RecipeError, match=message):
         evaluate(recipe_of("AB", **sections))

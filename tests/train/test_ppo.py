@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GPT2Config, LlamaConfig
 
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import Sample, Scorer
 from rlhf.losses import LossOutput
 from rlhf.models.load import disable_dropout, load_policy, load_scalar_model
@@ -228,7 +229,7 @@ def test_02_left_padded_generation_equals_unpadded(name: str) -> None:
     prompts = [tokenizer(p).input_ids for p in ("you", "The film was good and the answer", "hello there,")]
     assert len({len(p) for p in prompts}) == 3
     sampling = SamplingSection(temperature=0, max_new_tokens=12)
-    ours = TransformersEngine(policy, tokenizer).generate(prompts, sampling, seed=0)
+    ours = InProcessEngine(policy, tokenizer).generate(prompts, sampling, seed=0)
     for prompt, [completion] in zip(prompts, ours, strict=True):
         row = list(prompt)
         while len(row) < len(prompt) + 12 and (len(row) == len(prompt) or row[-1] != EOS):

@@ -113,7 +113,7 @@ def test_every_row_says_what_generate_says_alone(family: str, batch_size: int) -
 
 def test_the_families_take_the_ways_they_are_here_for() -> None:
     """Else the test above would pass on one way only."""
-    ways = {family: (e.policy.segments, decoder(e, SamplingSection())._flowing) for family, e in
+    ways = {family: (e.policy.segments, decoder(e, SamplingSection())._continuous) for family, e in
             ((family, engine_of(family)) for family in FAMILIES)}  # fmt: skip
     assert ways == {
         "llama": (True, True), "mistral": (True, True), "gemma2": (False, True), "gemma3_text": (True, True),
@@ -187,7 +187,7 @@ def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_pl
 
     at_work = Decoder(
         llama.policy, SamplingSection(max_new_tokens=12, batch_size=2), seed=0,
-        ended=lambda rows: [len(row.ids) == lengths[row.prompt.tag] for row in at_work._rows],
+        ended=lambda rows: [len(row.ids) == lengths[row.prompt.tag] for row in at_work._running],
     )  # fmt: skip
     run = at_work.run(waiting())
     tag, [ids] = next(run)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rlhf import embedded
+from rlhf.generation.context import problems_of
 from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded
 from rlhf.recipe.schema import DataRecipe, PairJudgeSection
@@ -56,6 +57,8 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     if isinstance(loaded.recipe, DataRecipe):
         for key, problem in problems(loaded.recipe):
             _look(loaded, key, (problem, None), findings)
+    for key, problem in problems_of(loaded.recipe):
+        _look(loaded, key, (problem, None), findings)
     return findings
 
 

@@ -88,7 +88,7 @@ def compare(names: str, recipe: GenerateRecipe, console: Console) -> dict[str, M
         source.model_copy(update={"max_rows": min(source.max_rows or MEASURED, MEASURED)}) for source in recipe.prompts
     ]
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    rows = load_prompts(few, tokenizer, recipe.template)
+    rows = load_prompts(few, tokenizer, recipe.template, seed=recipe.seed)
     texts = [text for text, _ in (rows[i] for i in range(min(len(rows), MEASURED)))]
     section = TransformersSection(engine="transformers", model=recipe.model, quantization=recipe.quantization)
     engine = TransformersText(section, name="--compare", template=recipe.template)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import RecipeError
+from rlhf.generation.context import check_context
 from rlhf.generation.decoding import Decoder, TokenPrompt
 from rlhf.generation.engine import Completion, Progress
 from rlhf.models.policy import Policy
@@ -92,19 +93,6 @@ class InProcessEngine:
 def context_length(policy: Policy) -> int | None:
     """The most tokens that the model has positions for; None where its config does not say."""
     return getattr(policy.transformer.config.get_text_config(), "max_position_embeddings", None)
-
-
-def check_context(longest: int, new_tokens: int, context: int | None, model: str = "the model") -> None:
-    """Raises RecipeError when the longest prompt, in tokens, and its completion do not fit in the model's context.
-
-    Beyond the context, learned positions have no entry (on a GPU the error does not say so), and other positions were not
-    trained.
-    """
-    if context is not None and longest + new_tokens > context:
-        raise RecipeError(
-            f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
-            f"the {context} positions of {model}; lower max_new_tokens or leave out the longest prompts"
-        )
 
 
 @contextmanager

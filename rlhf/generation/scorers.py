@@ -75,6 +75,27 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
     return total, parts
 
 
+def template_warnings(sections: Sequence[ScorerSection], template: TemplateSection) -> list[str]:
+    """A sentence for each reward model that was trained with another template than the prompts' one.
+
+    For `rlhf generate`, evaluation and PPO's rewards. A model from elsewhere names no template, and gets no sentence.
+    """
+    warnings = []
+    for section in sections:
+        if section.model is None:
+            continue
+        trained = saved_template(Path(resolve(section.model)))
+        if trained is not None and trained != template:
+            theirs, ours = trained.model_dump(), template.model_dump()
+            differ = ", ".join(
+                f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key]
+            )
+            warnings.append(
+                f"the reward model {section.model} was trained with another template ({differ}); set template: to match"
+            )
+    return warnings
+
+
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a model reads every id that this tokenizer writes as the same token; it may know more of them."""
     return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()  # type: ignore[no-any-return]

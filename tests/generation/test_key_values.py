@@ -30,7 +30,7 @@ def layered(keys: Tensor) -> SimpleNamespace:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_that_come_and_go_keep_what_is_theirs(data: st.DataObject) -> None:
-    cache, width, unique = RowCache(slots=4), 0, 0
+    cache, width, unique = RowCache(max_rows=4), 0, 0
     rows: list[Tensor] = []  # what each row holds, [heads, its own columns, dim]
     for _ in range(data.draw(st.integers(1, 25))):
         action = data.draw(st.sampled_from(["add", "token", "keep"])) if rows else "add"
@@ -69,7 +69,7 @@ def test_rows_that_come_and_go_keep_what_is_theirs(data: st.DataObject) -> None:
 
 
 def test_a_token_is_written_in_place() -> None:
-    cache = RowCache(slots=2)
+    cache = RowCache(max_rows=2)
     cache.add_rows(layered(block(2, 3, 0)), 1, 3)  # type: ignore[arg-type]
     places = set()
     for _ in range(SPARE):
@@ -80,7 +80,7 @@ def test_a_token_is_written_in_place() -> None:
 
 def test_columns_that_no_row_needs_are_no_numbers_to_fear() -> None:
     """Attention gives a masked column the weight zero, and zero times NaN would be NaN."""
-    cache = RowCache(slots=3)
+    cache = RowCache(max_rows=3)
     cache.add_rows(layered(block(1, 5, 0)), 1, 5)  # type: ignore[arg-type]
     cache.add_rows(layered(block(1, 2, 0)), 1, 5)  # type: ignore[arg-type]
     assert torch.isfinite(cache.layers[0].keys).all()

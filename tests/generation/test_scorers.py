@@ -12,7 +12,7 @@ from rlhf.generation.scorers import Sample, load_scorers
 from rlhf.recipe.sections import ScorerSection
 
 SAMPLES = [Sample("one", [1], Completion([5, 6], " a", True)), Sample("two", [2], Completion([7], " bcd", False))]
-SOURCE = '''
+SOURCE = """
 def ours(questions, answers):
     return [len(q) + len(a) for q, a in zip(questions, answers)]
 
@@ -41,7 +41,7 @@ def returns_none(completions, **kwargs):
 
 async def waits(completions, **kwargs):
     return [0.0 for _ in completions]
-'''
+"""
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ class Decoder:
         """Compute the prompts, and add a row to the batch for each of their samples."""
         n = self._sampling.n
         if self._continuous:
+            assert isinstance(self._cache, RowCache)
             cache = DynamicCache()
             logits = self._prompt_logits(prompts, cache).repeat_interleave(n, 0)
             longest = max((row.length for row in self._running), default=0)

@@ -23,6 +23,9 @@ SPARE = 64  # extra columns when the buffers grow: the copy is made once in so m
 class RowLayer(DynamicLayer):
     """One layer: `keys` and `values` [rows, heads, columns, dim] are views of larger buffers."""
 
+    keys: Tensor  # type: ignore[assignment]  # None in the base class until the first write
+    values: Tensor  # type: ignore[assignment]
+
     def __init__(self, max_rows: int) -> None:
         super().__init__()
         self._max_rows = max_rows
@@ -76,6 +79,8 @@ class RowLayer(DynamicLayer):
 class RowCache(Cache):
     """A cache for up to `max_rows` rows that come and go, for models that keep nothing but keys and values."""
 
+    layers: list[RowLayer]  # type: ignore[assignment]
+
     def __init__(self, max_rows: int) -> None:
         super().__init__(layers=[])
         self._max_rows = max_rows
@@ -84,7 +89,8 @@ class RowCache(Cache):
         """Add `samples` rows for each row of another cache (whose rows are left-padded or of one length)."""
         if not self.layers:
             self.layers = [RowLayer(self._max_rows) for _ in prompts.layers]
-        for mine, theirs in zip(self.layers, prompts.layers, strict=True):
+        others: list[Any] = prompts.layers
+        for mine, theirs in zip(self.layers, others, strict=True):
             if theirs.keys is not None:  # a layer that shares another layer's keys has none of its own
                 blocks = (x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values))
                 mine.add_rows(*blocks, width)
@@ -118,7 +124,8 @@ def flat_to_rows(flat: Cache, lengths: list[int]) -> None:
     width = max(lengths)
     ends = torch.tensor(lengths).cumsum(0)
     columns = (ends[:, None] - width + torch.arange(width)).clamp(min=0)
-    for layer in flat.layers:
+    layers: list[Any] = flat.layers
+    for layer in layers:
         if layer.keys is not None:
             index = columns.to(layer.keys.device)
             layer.keys, layer.values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))

@@ -98,7 +98,7 @@ def template_warnings(sections: Sequence[ScorerSection], template: TemplateSecti
 
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a model reads every id that this tokenizer writes as the same token; it may know more of them."""
-    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()  # type: ignore[no-any-return]
+    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()
 
 
 def _callable(spec: str) -> Callable[[Sequence[Sample]], list[float]]:

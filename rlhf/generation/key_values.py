@@ -20,14 +20,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 SPARE = 64  # extra columns when the buffers grow: the copy is made once in so many tokens
 
 
-class RowLayer(DynamicLayer):
+class RowLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer: `keys` and `values` [rows, heads, columns, dim] are views of larger buffers."""
 
-    keys: Tensor  # type: ignore[assignment]  # None in the base class until the first write
-    values: Tensor  # type: ignore[assignment]
+    keys: Tensor  # None in the base class until the first write
+    values: Tensor
 
     def __init__(self, max_rows: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._max_rows = max_rows
         self._buffers: list[Tensor] = []
 
@@ -92,8 +92,10 @@ class RowCache(Cache):
         others: list[Any] = prompts.layers
         for mine, theirs in zip(self.layers, others, strict=True):
             if theirs.keys is not None:  # a layer that shares another layer's keys has none of its own
-                blocks = (x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values))
-                mine.add_rows(*blocks, width)
+                keys, values = (
+                    x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values)
+                )
+                mine.add_rows(keys, values, width)
 
     def keep(self, indices: list[int]) -> list[int]:
         """Remove all rows but these; returns these in their new order. A row moves only to take the index of a removed one."""

@@ -6,13 +6,10 @@ or function is found here and not an hour into a run.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import glob
-import importlib.machinery
 import os
 import re
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +17,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rlhf import embedded
+from rlhf.generation.context import problems_of
+from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded
 from rlhf.recipe.schema import DataRecipe, PairJudgeSection
 from rlhf.recipe.sections import ScorerSection, SourceSection
@@ -53,11 +52,13 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
             if isinstance(value, str) and (key, value) != ("reference", "initial"):
                 _look(loaded, (*path, key), _model_path(key, value, made), findings)
         if isinstance(section, ScorerSection | PairJudgeSection | ScoreStep) and section.callable is not None:
-            reason = _callable(section.callable)
+            reason = why_missing(section.callable)
             _look(loaded, (*path, "callable"), (reason, None), findings)
     if isinstance(loaded.recipe, DataRecipe):
         for key, problem in problems(loaded.recipe):
             _look(loaded, key, (problem, None), findings)
+    for key, problem in problems_of(loaded.recipe):
+        _look(loaded, key, (problem, None), findings)
     return findings
 
 
@@ -130,44 +131,3 @@ def _near(path: str) -> str:
     siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     near = difflib.get_close_matches(Path(path).name, siblings, n=1)
     return f"; did you mean '{folder / near[0]}'?" if near else ""
-
-
-def _callable(spec: str) -> str | None:
-    """Why `module:function` cannot be imported, or None. Reads the source and runs none of it."""
-    module, _, function = spec.partition(":")
-    search: list[str] | None = [os.getcwd(), *sys.path]
-    found: importlib.machinery.ModuleSpec | None = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        try:
-            found = importlib.machinery.PathFinder.find_spec(name, search) if search is not None else None
-        except KeyError:  # a folder without __init__.py in another: not to be told without importing the outer one
-            return None
-        if found is None and not (depth == 1 and name in sys.builtin_module_names):
-            return f"no module named {name!r} (looked in this folder and in the installed packages)"
-        search = list(found.submodule_search_locations or []) if found and found.submodule_search_locations else None
-    names = _top_level_names(found.origin) if found is not None else None
-    if names is None or function in names:
-        return None
-    near = difflib.get_close_matches(function, names, n=1)
-    return f"{module} has no {function!r}" + (f"; did you mean '{module}:{near[0]}'?" if near else "")
-
-
-def _top_level_names(file: str | None) -> set[str] | None:
-    """The names that a Python file defines at its top level; None where that cannot be told from its text."""
-    if file is None or not file.endswith(".py"):
-        return None
-    try:
-        tree = ast.parse(Path(file).read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return None
-    names: set[str] = set()
-    for node in ast.walk(tree):  # inner names count too: too lenient is better than wrong
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return None if "*" in names or "__getattr__" in names else names

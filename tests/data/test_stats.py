@@ -286,7 +286,7 @@ def test_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", PAIRS)
     arguments = ["data", "stats", path, "--json", str(tmp_path / "s.json"), "--html", str(tmp_path / "s.html")]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})  # no path is too long for a line
     assert result.exit_code == 0, result.output
     assert "\x1b" not in result.output and f"{path}:2" in result.output
     saved = json.loads((tmp_path / "s.json").read_text())

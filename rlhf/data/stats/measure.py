@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf.data.load import Stream
 from rlhf.data.rows import Located, Quarantine, Row, kind_of, reason_of
@@ -21,9 +21,6 @@ from rlhf.data.stats.lengths import LengthBias, SideLengths
 from rlhf.data.stats.repeats import Repeats, leakage
 from rlhf.data.stats.scripts import Scripts
 from rlhf.data.stats.texts import Texts
-
-if TYPE_CHECKING:
-    pass
 
 REPORT_VERSION = 1
 LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
@@ -57,7 +54,8 @@ def measure(
     splits: dict[str, dict[str, Any]] = {}
     repeats: dict[str, Repeats] = {}
     for name, sources in target.splits.items():
-        stream = Stream(sources, seed=target.seed, needs_rows=False)
+        kinds = TRAINABLE[target.method] if target.method else None
+        stream = Stream(sources, seed=target.seed, kinds=kinds, needs_rows=False)
         measures = _Split(target, counted)
         for chunk in chunks(measures.trained(stream), counted.lengths_of):
             measures.add(chunk)

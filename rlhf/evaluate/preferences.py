@@ -40,16 +40,24 @@ def load_pairs(
     tokenizer: PreTrainedTokenizerBase,
     template: TemplateSection,
     context: int | None,
+    *,
+    seed: int,
 ) -> Pairs:
     """Preference rows as one tokenizer sees them; those longer than the model's context are left out and counted."""
     section = DataSection(train=list(sources), template=template, max_length=context or UNLIMITED, on_overflow="drop")
-    rows = tokenize(section, tokenizer, {"preference"})
+    rows = tokenize(section, tokenizer, {"preference"}, seed=seed)
     segments = list(rows.segments)
     return Pairs(segments, [tuple(segment.prompt_ids) for segment in segments], rows.report)
 
 
 def reward_accuracy(
-    name_or_path: str, sources: Sequence[SourceSection], template: TemplateSection, *, dtype: Any, device: str
+    name_or_path: str,
+    sources: Sequence[SourceSection],
+    template: TemplateSection,
+    *,
+    seed: int,
+    dtype: Any,
+    device: str,
 ) -> dict[str, Any]:
     """The reward model on held-out pairs, for report.json, with the baseline "the longer completion is better".
 
@@ -60,7 +68,7 @@ def reward_accuracy(
     section = ModelSection(name_or_path=name_or_path, dtype=dtype)
     model = load_scalar_model(section, device=device).eval().requires_grad_(False)
     context = getattr(model.transformer.config.get_text_config(), "max_position_embeddings", None)
-    pairs = load_pairs(sources, tokenizer, template, context)
+    pairs = load_pairs(sources, tokenizer, template, context, seed=seed)
     scores: list[torch.Tensor] = []
     with torch.no_grad():
         for start in range(0, len(pairs.segments), BATCH):

@@ -55,7 +55,12 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     preferences = None
     if recipe.reward_model is not None and recipe.preferences:
         preferences = reward_accuracy(
-            recipe.reward_model, recipe.preferences, recipe.template, dtype=recipe.dtype, device=device
+            recipe.reward_model,
+            recipe.preferences,
+            recipe.template,
+            seed=recipe.seed,
+            dtype=recipe.dtype,
+            device=device,
         )
     runs = runs_of(recipe)
     report = {

@@ -29,7 +29,7 @@ from rlhf.models.policy import Policy
 from rlhf.recipe.schema import EvalModel, EvalRecipe
 from rlhf.recipe.sections import ModelSection
 from rlhf.tokens.dataset import Prompts
-from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.tokenizer import load_tokenizer
 
@@ -73,11 +73,13 @@ def load_reference(recipe: EvalRecipe, device: str) -> Reference:
     """The reference with the prompts and pairs as its tokenizer sees them. Raises DataError, RecipeError."""
     name_or_path = recipe.models[0].name_or_path
     tokenizer = load_tokenizer(name_or_path)
-    prompts = load_prompts(recipe.prompts, tokenizer, recipe.template)
+    prompts = sampling_prompts(recipe, tokenizer)
     policy = _load(name_or_path, recipe.dtype, device)
     _check_room(policy, prompts, recipe.sampling.max_new_tokens, recipe.models[0].name)
     pairs = (
-        load_pairs(recipe.preferences, tokenizer, recipe.template, context_of(policy)) if recipe.preferences else None
+        load_pairs(recipe.preferences, tokenizer, recipe.template, context_of(policy), seed=recipe.seed)
+        if recipe.preferences
+        else None
     )
     logprobs = None
     if pairs is not None and len(recipe.models) > 1:
@@ -96,7 +98,7 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     policy = reference.policy if itself else _load(model.name_or_path, recipe.dtype, device)
     tokenizer = reference.tokenizer if itself else load_tokenizer(model.name_or_path)
     same_tokens = itself or tokenizer.get_vocab() == reference.tokenizer.get_vocab()
-    prompts = reference.prompts if same_tokens else load_prompts(recipe.prompts, tokenizer, recipe.template)
+    prompts = reference.prompts if same_tokens else sampling_prompts(recipe, tokenizer)
     _check_room(policy, prompts, recipe.sampling.max_new_tokens, model.name)
     engine = TransformersEngine(policy, tokenizer)
     began = time.perf_counter()

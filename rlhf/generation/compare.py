@@ -22,7 +22,7 @@ from rlhf.generation.engines.transformers_text import TransformersText
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
-from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts
 from rlhf.tokens.tokenizer import load_tokenizer
 
 SHOWN = 3  # prompts whose completions are printed
@@ -88,7 +88,7 @@ def compare(names: str, recipe: GenerateRecipe, console: Console) -> dict[str, M
         source.model_copy(update={"max_rows": min(source.max_rows or MEASURED, MEASURED)}) for source in recipe.prompts
     ]
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    rows = load_prompts(few, tokenizer, recipe.template)
+    rows = sampling_prompts(recipe.model_copy(update={"prompts": few}), tokenizer)
     texts = [text for text, _ in (rows[i] for i in range(min(len(rows), MEASURED)))]
     section = TransformersSection(engine="transformers", model=recipe.model, quantization=recipe.quantization)
     engine = TransformersText(section, name="--compare", template=recipe.template)

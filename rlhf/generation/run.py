@@ -22,7 +22,7 @@ from rlhf.generation.scorers import Sample, load_scorers, total_scores
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
-from rlhf.tokens.dataset import prompts as load_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts
 from rlhf.tokens.tokenizer import load_tokenizer
 
 
@@ -31,7 +31,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    prompts = load_prompts(recipe.prompts, tokenizer, recipe.template)
+    prompts = sampling_prompts(recipe, tokenizer)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
     scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
     engine = TransformersEngine(policy, tokenizer)

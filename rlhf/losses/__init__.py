@@ -8,10 +8,11 @@ world size.
 from rlhf.losses.advantages import gae, token_rewards
 from rlhf.losses.dpo import dpo_loss
 from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate
-from rlhf.losses.masked import LossOutput, masked_mean, masked_moments, whiten
+from rlhf.losses.output import LossOutput
 from rlhf.losses.ppo import missing_eos_scores, policy_loss, value_loss
 from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss
 from rlhf.losses.sft import sft_loss
+from rlhf.losses.whitening import moments, whiten
 
 __all__ = [
     "AdaptiveKl",
@@ -22,9 +23,8 @@ __all__ = [
     "dpo_loss",
     "gae",
     "kl_estimate",
-    "masked_mean",
-    "masked_moments",
     "missing_eos_scores",
+    "moments",
     "policy_loss",
     "ranked_pairs",
     "reward_loss",

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
-    """r_t = -kl_coef * kl_t, and the score added at each completion's last token: the one place it lands.
+def token_rewards(scores: Tensor, kl: Tensor, lengths: Tensor, *, kl_coef: float) -> Tensor:
+    """r_t = -kl_coef * kl_t, and the score added at each completion's last token: the one place where the score lands.
 
-    scores: [M]. kl: [M, C]. mask: true on the completion's tokens (the stop token included), [M, C]. Returns [M, C].
+    scores: [M]. kl: [N], the tokens of one completion after another (the stop token is one of them). lengths: tokens of
+    each completion, at least one, [M]. Returns [N].
     """
-    last = (mask.cumsum(1) * mask).argmax(1, keepdim=True)  # the last true place, on whichever side the padding is
-    return torch.where(mask, (-kl_coef * kl).scatter_add(1, last, scores[:, None].to(kl.dtype)), 0)
+    last = lengths.cumsum(0) - 1
+    return (-kl_coef * kl).index_add(0, last, scores.to(kl.dtype))
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf.losses.masked import LossOutput
+from rlhf.losses.output import LossOutput, share_of_mean
 
 
 def policy_loss(
@@ -15,30 +15,26 @@ def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
-    mask: Tensor,
     cliprange: float,
     num_tokens: int | Tensor,
 ) -> LossOutput:
     """L = 1/N sum_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c)), rho = exp(logprobs - old_logprobs)  (eq. 7).
 
-    All tensors [M, C]. num_tokens: completion tokens in the whole optimizer step. Padding counts nowhere.
+    All tensors [N]. num_tokens: completion tokens in the whole optimizer step.
     """
-    log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
+    log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
 
-    def mean(values: Tensor) -> Tensor:
-        return torch.where(mask, values, 0).sum() / num_tokens
-
-    loss = mean(torch.maximum(unclipped, clipped))
+    loss = share_of_mean(torch.maximum(unclipped, clipped), num_tokens)
     return LossOutput(
         loss,
         {
             "policy/loss": loss.detach(),
-            "policy/clip_fraction": mean((clipped > unclipped).to(ratio.dtype)).detach(),
-            "policy/approx_kl": mean(0.5 * log_ratio**2).detach(),
-            "policy/ratio": mean(ratio).detach(),
+            "policy/clip_fraction": share_of_mean((clipped > unclipped).to(ratio.dtype), num_tokens).detach(),
+            "policy/approx_kl": share_of_mean(0.5 * log_ratio**2, num_tokens).detach(),
+            "policy/ratio": share_of_mean(ratio, num_tokens).detach(),
         },
     )
 
@@ -48,29 +44,23 @@ def value_loss(
     values: Tensor,
     old_values: Tensor,
     returns: Tensor,
-    mask: Tensor,
     cliprange_value: float,
     num_tokens: int | Tensor,
 ) -> LossOutput:
-    """L = 1/N sum_t 1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), all tensors [M, C].
+    """L = 1/N sum_t 1/2 max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2), all tensors [N].
 
     The clipping is the original implementation's (Huang et al. 2023, the 37 implementation details of PPO, detail 9).
     """
-    values, old_values, returns = (torch.where(mask, x, 0) for x in (values, old_values, returns))
     clipped_values = torch.minimum(torch.maximum(values, old_values - cliprange_value), old_values + cliprange_value)
     unclipped = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2
-
-    def mean(x: Tensor) -> Tensor:
-        return torch.where(mask, x, 0).sum() / num_tokens
-
-    loss = 0.5 * mean(torch.maximum(unclipped, clipped))
+    loss = 0.5 * share_of_mean(torch.maximum(unclipped, clipped), num_tokens)
     return LossOutput(
         loss,
         {
             "value/loss": loss.detach(),
-            "value/clip_fraction": mean((clipped > unclipped).to(values.dtype)).detach(),
-            "value/error": mean(unclipped).detach(),
+            "value/clip_fraction": share_of_mean((clipped > unclipped).to(values.dtype), num_tokens).detach(),
+            "value/error": share_of_mean(unclipped, num_tokens).detach(),
         },
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf.losses.masked import LossOutput
+from rlhf.losses.output import LossOutput, share_of_mean
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def reward_loss(
         losses = losses + center_coefficient * (chosen_scores + rejected_scores) ** 2
 
     def mean(values: Tensor) -> Tensor:
-        return (values if weights is None else values * weights).sum() / num_pairs
+        return share_of_mean(values if weights is None else values * weights, num_pairs)
 
     loss = mean(losses)
     return LossOutput(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf.losses.masked import LossOutput
+from rlhf.losses.output import LossOutput, share_of_mean
 
 
 def sft_loss(*, logprobs: Tensor, num_tokens: int | Tensor) -> LossOutput:
@@ -13,5 +13,5 @@ def sft_loss(*, logprobs: Tensor, num_tokens: int | Tensor) -> LossOutput:
     logprobs: log-probabilities of the trained tokens alone, [N] (or any shape). num_tokens: trained tokens in the whole
     optimizer step, over all microbatches and ranks.
     """
-    loss = -logprobs.sum() / num_tokens
+    loss = share_of_mean(-logprobs, num_tokens)
     return LossOutput(loss, {"loss": loss.detach()})

@@ -6,7 +6,7 @@ Read with `recipe.loader.load`, which adds file and line to every complaint. Not
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -41,7 +41,11 @@ class Recipe(Section):
 
 
 class TrainRecipe(Recipe):
-    """What the four training stages share; each narrows `method`."""
+    """What the training methods share. A method's own recipe says what the rest of the program asks of a method:
+    the kinds of row it takes, what else it loads, and how long a prompt may be.
+    """
+
+    row_kinds: ClassVar[frozenset[str]]  # the kinds of row that it trains on (rlhf.data.rows)
 
     method: str
     model: ModelSection
@@ -58,6 +62,28 @@ class TrainRecipe(Recipe):
             raise ValueError("quantization: a 4-bit model is frozen and trains only adapters; add a lora: section")
         return self
 
+    @property
+    def trains_prompt(self) -> bool:
+        """Whether the prompt's tokens are trained too."""
+        return False
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """The most tokens of a prompt, for a method that samples its completions; None where rows hold them."""
+        return None
+
+    def other_models(self) -> dict[str, str]:
+        """The models that the run loads beside `model`, by the key that names each: references, reward models."""
+        return {}
+
+    def callables(self) -> dict[str, str]:
+        """The Python functions that the run calls, by the key that names each."""
+        return {}
+
+    def problem_with(self, processes: int) -> str | None:
+        """Why the run cannot be shared by so many processes, or None."""
+        return None
+
 
 class SftSection(Section):
     """Supervised fine-tuning. `loss_on: all` also trains the prompt's tokens."""
@@ -66,8 +92,14 @@ class SftSection(Section):
 
 
 class SftRecipe(TrainRecipe):
+    row_kinds = frozenset({"demonstration"})
+
     method: Literal["sft"]
     sft: SftSection = SftSection()
+
+    @property
+    def trains_prompt(self) -> bool:
+        return self.sft.loss_on == "all"
 
 
 class RewardSection(Section):
@@ -78,22 +110,38 @@ class RewardSection(Section):
 
 
 class RewardRecipe(TrainRecipe):
+    row_kinds = frozenset({"preference", "ranking"})
+
     method: Literal["reward"]
     reward: RewardSection = RewardSection()
 
 
 class DpoSection(Section):
-    """Direct preference optimisation. `reference: initial` is the policy as it started; else a model to load."""
+    """Direct preference optimisation. `reference: initial` is the policy as it started; else a model to load.
+
+    `loss_type` is the loss of a pair's reward margin: `sigmoid` (DPO), `hinge` (SLiC) or `ipo`.
+    """
 
     beta: PositiveFloat = 0.1
-    loss_type: Literal["sigmoid"] = "sigmoid"
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     reference: str = "initial"
 
+    @model_validator(mode="after")
+    def _smoothing_is_of_the_sigmoid(self) -> DpoSection:
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing: does nothing with loss_type: {self.loss_type}; leave it out")
+        return self
+
 
 class DpoRecipe(TrainRecipe):
+    row_kinds = frozenset({"preference"})
+
     method: Literal["dpo"]
     dpo: DpoSection = DpoSection()
+
+    def other_models(self) -> dict[str, str]:
+        return {} if self.dpo.reference == "initial" else {"dpo.reference": self.dpo.reference}
 
 
 class AdaptiveKlSection(Section):
@@ -144,8 +192,40 @@ class PpoSection(Section):
 
 
 class PpoRecipe(TrainRecipe):
+    row_kinds = frozenset({"prompt"})
+
     method: Literal["ppo"]
     ppo: PpoSection
+
+    @property
+    def longest_prompt(self) -> int:
+        return self.data.max_length - self.ppo.sampling.max_new_tokens
+
+    def other_models(self) -> dict[str, str]:
+        named = {"ppo.reference": self.ppo.reference, "ppo.value_model": self.ppo.value_model}
+        named |= {f"ppo.rewards.{i}.model": reward.model for i, reward in enumerate(self.ppo.rewards)}
+        return {key: name for key, name in named.items() if name not in (None, "initial")}
+
+    def callables(self) -> dict[str, str]:
+        named = {f"ppo.rewards.{i}.callable": reward.callable for i, reward in enumerate(self.ppo.rewards)}
+        return {key: name for key, name in named.items() if name is not None}
+
+    @property
+    def prompts_per_microbatch(self) -> int:
+        """Prompts, with all of their samples, of one forward pass."""
+        return max(1, self.training.per_device_train_batch_size // self.ppo.sampling.n)
+
+    def problem_with(self, processes: int) -> str | None:
+        prompts, minibatches = self.ppo.rollout_batch_size, self.ppo.num_mini_batches
+        if prompts % processes:
+            return f"ppo.rollout_batch_size: {prompts} prompts cannot be shared evenly by {processes} processes"
+        microbatches = -(-prompts // processes // self.prompts_per_microbatch)
+        if microbatches < minibatches:
+            return (
+                f"ppo.num_mini_batches: {minibatches} minibatches of only {microbatches} microbatches on each of "
+                f"{processes} processes; lower training.per_device_train_batch_size"
+            )
+        return None
 
     @model_validator(mode="after")
     def _no_setting_that_does_nothing(self) -> PpoRecipe:
@@ -287,3 +367,9 @@ METHODS: dict[str, type[Recipe]] = {
     "generate": GenerateRecipe,
     "eval": EvalRecipe,
 }
+
+
+def row_kinds(method: str) -> frozenset[str]:
+    """The kinds of row that a training method takes; empty for the methods that do not train."""
+    recipe = METHODS[method]
+    return recipe.row_kinds if issubclass(recipe, TrainRecipe) else frozenset()

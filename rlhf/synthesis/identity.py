@@ -6,15 +6,13 @@ quickly, how often or by which key an engine is asked does not belong to it.
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf.recipe.steps import ModelStep
 from rlhf.recipe.synthesis import EngineSection, PoolStep
-from rlhf.runs.manifest import NAME, sha256
+from rlhf.runs.identity import of_callable, of_file, of_model
 
 NO_MATTER = {
     "concurrency",
@@ -60,17 +58,7 @@ def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and key in ("prompt", "model", "name_or_path", "adapter"):
         return _with_content(value)
     if isinstance(value, str) and key == "callable":
-        return _with_source(value)
-    return value
-
-
-def _with_source(value: str) -> Any:
-    """`module:function` together with a mark of the module's file, which is found and not run; what that imports is not looked at."""
-    parts = value.partition(":")[0].split(".")
-    for root in map(Path, (".", *sys.path)):
-        for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
-            if file.is_file():
-                return {"callable": value, "sha256": sha256(file)}
+        return {"callable": value, "source": of_callable(value)}
     return value
 
 
@@ -79,14 +67,7 @@ def _with_content(value: str) -> Any:
     try:
         path = Path(value)
         if path.is_file():
-            return {"file": value, "sha256": sha256(path)}
-        if not path.is_dir():
-            return value
-        for manifest in (path / NAME, path / "final" / NAME):
-            if manifest.is_file():
-                return {"folder": value, "manifest": sha256(manifest)}
-        stats = sorted((str(p.relative_to(path)), p.stat()) for p in path.rglob("*") if p.is_file())
-        state = repr([(name, s.st_size, s.st_mtime_ns) for name, s in stats])
-        return {"folder": value, "files": hashlib.sha256(state.encode()).hexdigest()}
+            return {"file": value, "sha256": of_file(path)}
+        return {"folder": value, "content": of_model(value)} if path.is_dir() else value
     except OSError:  # too long for a path: it is a text
         return value

@@ -15,7 +15,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache as once
 from importlib import metadata
@@ -27,12 +26,11 @@ from rlhf.data.sources import identity
 from rlhf.errors import DataError
 from rlhf.recipe.sections import SourceSection, TemplateSection
 from rlhf.runs import cache, manifest
+from rlhf.runs.identity import of_file
 from rlhf.tokens.store import TokenFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-SETTLED = 2.0  # seconds: coarser than any file system's clock
 
 
 def root() -> Path:
@@ -136,27 +134,11 @@ def _contents(sources: Sequence[SourceSection]) -> list[list[list[str]]]:
 
 
 def _file(path: Path) -> list[str]:
-    """A file's name and the hash of its content, which is kept with size and times of change so that it is computed once.
-
-    Not of a file changed this very moment, which may change again without its times telling. Raises DataError for one that cannot be read.
-    """
+    """A file's name and the hash of its content. Raises DataError for a file that cannot be read."""
     try:
-        stat = path.stat()
-        times = f"{stat.st_mtime_ns}\n{stat.st_ctime_ns}"  # a program may set the first, and none the second
-        about = hashlib.sha256(f"{path.resolve()}\n{stat.st_size}\n{times}\n{stat.st_ino}".encode()).hexdigest()
-        known = root() / ".digests" / about[:32]
-        with suppress(OSError):
-            return [str(path), known.read_text()]
-        digest = manifest.sha256(path)
+        return [str(path), of_file(path)]
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror}") from error
-    partial = known.with_suffix(f".{os.getpid()}")
-    if time.time() - stat.st_ctime > SETTLED:
-        with suppress(OSError):  # it only saves time; a cache that cannot be written is told by who needs it
-            known.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(digest)
-            partial.replace(known)
-    return [str(path), digest]
 
 
 @once

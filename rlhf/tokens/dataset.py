@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Kind, Located, Text, chunks, kind_of, text_of
+from rlhf.data.rows import Kind, Located, chunks, kind_of, text_of
 from rlhf.errors import DataError
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
 from rlhf.tokens.cache import token_folder
 from rlhf.tokens.segments import Segment
-from rlhf.tokens.store import Places, Segments, TokenWriter, prompts_of
+from rlhf.tokens.store import Places, Prompt, Segments, TokenWriter, prompts_of
 from rlhf.tokens.template import Renderer
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 
 Overflow = Literal["error", "drop", "truncate"]
 
-# The kinds of row each method trains on; prompts can be had from any kind.
-KINDS: dict[str, frozenset[str]] = {
-    "sft": frozenset({"demonstration"}),
-    "reward": frozenset({"preference", "ranking"}),
-    "dpo": frozenset({"preference"}),
-    "ppo": frozenset({"prompt"}),
-}
 AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the ids' room
 UNDESIRABLE = "label false: not an answer to imitate"
 
@@ -52,13 +45,23 @@ class TokenizedRows:
     report: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""  # a hash of every token and number: a resumed run must see the very same rows
 
+    @property
+    def items(self) -> Sequence[Segment]:
+        """What a stage trains on."""
+        return self.segments
 
-class Prompts(list[tuple[Text, list[int]]]):
-    """(prompt, its ids) pairs, with where each came from, the report and a hash of them beside."""
+
+class Prompts(list[Prompt]):
+    """Prompts in file order, with where each came from, the report and a hash of them beside."""
 
     rows: Sequence[Located]
     report: dict[str, Any]
     fingerprint: str
+
+    @property
+    def items(self) -> Sequence[Prompt]:
+        """What a stage starts from."""
+        return self
 
 
 def tokenize(
@@ -67,7 +70,7 @@ def tokenize(
     kinds: Collection[str],
     which: Literal["train", "eval"] = "train",
     *,
-    seed: int = 0,
+    seed: int,
 ) -> TokenizedRows:
     """The rows of `data.train` or `data.eval` as segments; nothing for an eval section without sources.
 
@@ -106,7 +109,7 @@ def prompts(
     max_length: int | None = None,
     on_overflow: Overflow = "error",
     *,
-    seed: int = 0,
+    seed: int,
 ) -> Prompts:
     """The distinct prompts of rows of any kind, in order, with the ids that generation starts from.
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rlhf.data.rows import Located
 from rlhf.errors import RecipeError
-from rlhf.recipe.schema import AnyRecipe, PpoRecipe, Recipe, SftRecipe, TrainRecipe
-from rlhf.tokens.dataset import KINDS, Prompts, TokenizedRows, prompts, tokenize
+from rlhf.recipe.schema import AnyRecipe, Recipe, TrainRecipe
+from rlhf.tokens.dataset import Prompts, TokenizedRows
+from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
 
@@ -41,13 +42,11 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
             f"method: inspect shows what is trained on, and {getattr(recipe, 'method', '?')} trains nothing"
         )
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    if isinstance(recipe, PpoRecipe):
-        room = recipe.data.max_length - recipe.ppo.sampling.max_new_tokens
-        found = prompts(recipe.data.train, tokenizer, recipe.data.template, room, recipe.data.on_overflow)
-        _show_prompts(found, recipe, tokenizer, console, shown)
+    rows = training_rows(recipe, tokenizer, "train")
+    if isinstance(rows, Prompts):
+        _show_prompts(rows, recipe, tokenizer, console, shown)
         return
-    rows = tokenize(recipe.data, tokenizer, KINDS[recipe.method], "train")
-    score_prompt = isinstance(recipe, SftRecipe) and recipe.sft.loss_on == "all"
+    score_prompt = recipe.trains_prompt
     training = recipe.training
     sampler = Sampler(
         [s.num_tokens for s in rows.segments],
@@ -201,7 +200,7 @@ def _visible(text: str) -> str:
 
 
 def _show_prompts(
-    found: Prompts, recipe: PpoRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
+    found: Prompts, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
 ) -> None:
     console.print(f"{len(found)} prompts; nothing in them is trained, rollouts start after them", highlight=False)
     for number, (_, ids) in enumerate(found, 1):

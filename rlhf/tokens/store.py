@@ -23,11 +23,11 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from rlhf.data.rows import Located, Text
+from rlhf.data.rows import Located, Text, text_of
 from rlhf.runs.manifest import NAME as MANIFEST
 from rlhf.tokens.segments import Segment
 
@@ -191,8 +191,20 @@ class Places(Sequence[Located]):
         return Located(self._folder.files[int(self._folder.file_of[index])], int(self._folder.row_of[index]), {})
 
 
-def prompts_of(folder: TokenFolder) -> Iterator[tuple[Text, list[int]]]:
-    """(text, ids) of every prompt of a folder that `add_prompts` filled."""
+class Prompt(NamedTuple):
+    """A prompt to sample completions of: its row's text or messages, and the ids that generation starts from."""
+
+    content: Text
+    ids: list[int]
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text, for reward functions and reports."""
+        return text_of(self.content)
+
+
+def prompts_of(folder: TokenFolder) -> Iterator[Prompt]:
+    """Every prompt of a folder that `add_prompts` filled."""
     with folder.texts.open(encoding="utf-8") as lines:
         for index, line in enumerate(lines):
-            yield json.loads(line), folder.parts(index)[0]
+            yield Prompt(json.loads(line), folder.parts(index)[0])

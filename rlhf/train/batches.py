@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlhf.losses import LossOutput
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import TrainingSection
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Segments
-from rlhf.train.loop import Microbatch, Stage
-from rlhf.train.setup import Setup
+from rlhf.train.loop import Microbatch
 
 
 class Batches:
@@ -46,11 +41,11 @@ class Batches:
         )
         self.total_steps = training.max_steps or self._sampler.total_steps(training.num_train_epochs)
 
-    def window(self, step: int) -> list[Microbatch]:
+    def window(self, step: int) -> list[Microbatch[SegmentBatch]]:
         """This rank's microbatches of one optimizer step."""
         return [self._microbatch(rows) for rows in self._sampler.window(step)]
 
-    def _microbatch(self, rows: Sequence[int]) -> Microbatch:
+    def _microbatch(self, rows: Sequence[int]) -> Microbatch[SegmentBatch]:
         batch = collate([self.segments[i] for i in rows or [0]], score_prompt=self._score_prompt).to(self._device)
         return Microbatch(batch, tokens=batch.input_ids.numel() if rows else 0, idle=not rows)
 
@@ -77,51 +72,25 @@ class HeldOut:
             rows = [self._segments[i] for i in self._mine[start : start + self._size]]
             yield collate(rows, score_prompt=self._score_prompt)
 
-    def evaluate(self, stage: Stage, module: nn.Module) -> dict[str, float]:
-        """The stage's own metrics, averaged as its loss is; the unwrapped module, since ranks may hold unequal rows."""
+    def means(
+        self, count_of: Callable[[SegmentBatch], float], metrics_of: Callable[[SegmentBatch, Tensor], dict[str, Tensor]]
+    ) -> dict[str, float]:
+        """Each metric's mean over all rows of all ranks, the same on every rank; empty where there are no rows.
+
+        `count_of` says what the mean is over, `metrics_of` gives a batch's share of the means for that total count.
+        """
         if not len(self._segments):
             return {}
         device = self._accelerator.device
         if self._count is None:
-            self._count = float(sum(stage.count(batch) for batch in self.batches()))
+            self._count = float(sum(count_of(batch) for batch in self.batches()))
         count = torch.tensor(self._count, device=device)
         count = self._accelerator.reduce(count, "sum").clamp(min=1)
-        bare = self._accelerator.unwrap_model(module)
-        totals: dict[str, torch.Tensor] = {}
+        totals: dict[str, Tensor] = {}
         for batch in self.batches():
-            for name, value in stage.forward_loss(bare, batch.to(device), count).metrics.items():
+            for name, value in metrics_of(batch.to(device), count).items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value
         shares = self._accelerator.gather_for_metrics(
             [{n: float(v) for n, v in totals.items()}], use_gather_object=True
         )
         return {name: sum(share.get(name, 0.0) for share in shares) for name in sorted({n for s in shares for n in s})}
-
-
-class Supervised(ABC):
-    """What the stages that learn from given rows share: a step is one optimizer step over one window of them."""
-
-    def __init__(self, module: nn.Module, recipe: TrainRecipe, setup: Setup, *, score_prompt: bool = False) -> None:
-        training, accelerator = recipe.training, setup.accelerator
-        self.module = module
-        self.batches = Batches(setup.train, training, accelerator, seed=recipe.seed, score_prompt=score_prompt)
-        self.held_out = HeldOut(setup.held_out, training, accelerator, score_prompt=score_prompt)
-        self.total_steps = self.batches.total_steps
-        self.metrics: dict[str, float] = {}
-
-    def updates(self, step: int) -> Iterator[list[Microbatch]]:
-        yield self.batches.window(step)
-
-    @abstractmethod
-    def count(self, batch: SegmentBatch) -> float: ...
-
-    @abstractmethod
-    def forward_loss(self, module: nn.Module, batch: SegmentBatch, count: Tensor) -> LossOutput: ...
-
-    def evaluate(self, module: nn.Module) -> dict[str, float]:
-        return self.held_out.evaluate(self, module)
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Nothing beside the parameters."""

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf.errors import CheckpointError
+from rlhf.runs.identity import changes
 from rlhf.runs.manifest import TEMPORARY, atomic_folder, problems
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run folder. `fingerprint` names what must not change under a resumed run."""
+    """The checkpoints of one run folder. `identity` holds what must not change under a resumed run."""
 
     folder: Path
-    fingerprint: dict[str, str]
+    identity: dict[str, Any]
     limit: int | None
 
     def save(
@@ -62,7 +63,7 @@ class Checkpoints:
                     states.append(other)
                 state = {
                     "step": step,
-                    "fingerprint": self.fingerprint,
+                    "identity": self.identity,
                     "optimizer": scalars,
                     "generators": states,
                     "stage": extra,
@@ -102,12 +103,11 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Any]]:
         """Put a checkpoint back; returns the number of finished steps and the stage's own state."""
         state = json.loads((path / "state.json").read_text())
-        for name, value in self.fingerprint.items():
-            if (saved := state["fingerprint"].get(name)) != value:
-                raise CheckpointError(
-                    f"{path}: {name} changed since this checkpoint ({saved} then, {value} now); put it back, choose another "
-                    "output_dir, or start afresh with checkpoint.resume=never, which removes the checkpoints"
-                )
+        if differences := changes(state["identity"], self.identity):
+            raise CheckpointError(
+                f"{path} belongs to another run:\n  " + "\n  ".join(differences) + "\nput that back, choose another "
+                "output_dir, or start afresh with checkpoint.resume=never, which removes the checkpoints"
+            )
         if len(state["generators"]) != accelerator.num_processes:
             raise CheckpointError(
                 f"{path}: written by {len(state['generators'])} processes, resumed by {accelerator.num_processes}; use the same number"

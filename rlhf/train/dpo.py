@@ -2,7 +2,7 @@
 
 for each batch of pairs (x, y_w, y_l):
     h = beta [log pi(y_w|x) - log pi_ref(y_w|x) - log pi(y_l|x) + log pi_ref(y_l|x)]
-    L = -1/P sum log sigmoid(h)
+    L = -1/P sum log sigmoid(h)                           # or the hinge, or IPO's square
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from rlhf.losses import LossOutput, dpo_loss
 from rlhf.models.policy import Reference
 from rlhf.recipe.schema import DpoRecipe
 from rlhf.tokens.segments import SegmentBatch
-from rlhf.train.batches import Supervised
 from rlhf.train.setup import Setup
+from rlhf.train.supervised import Supervised
 
 
 class Dpo(Supervised):
@@ -38,6 +38,7 @@ class Dpo(Supervised):
             ref_chosen_logprobs=ref_chosen,
             ref_rejected_logprobs=ref_rejected,
             beta=self.section.beta,
+            loss_type=self.section.loss_type,
             label_smoothing=self.section.label_smoothing,
             num_pairs=count,
         )

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -23,35 +23,47 @@ from torch import Tensor, nn
 
 from rlhf.errors import CheckpointError, RlhfError
 from rlhf.losses import LossOutput
+from rlhf.models.policy import Policy
+from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.schema import TrainRecipe
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.metrics import MetricsLog
 from rlhf.train.optim import learning_rate, make_optimizer
 
+B = TypeVar("B")  # a method's batch: SegmentBatch, or PPO's Experience
+
 
 @dataclass(frozen=True)
-class Microbatch:
+class Microbatch(Generic[B]):
     """What one forward pass takes. `idle`: this rank ran out of rows, and only takes part in the gradient sync."""
 
-    batch: Any
+    batch: B
     tokens: int
     idle: bool = False
 
 
-class Stage(Protocol):
+@dataclass(frozen=True)
+class Update(Generic[B]):
+    """One optimizer step: this rank's microbatches, and what the stage has measured itself, the same on every rank."""
+
+    microbatches: Sequence[Microbatch[B]]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Stage(Protocol[B]):
     """What a training method is to the loop."""
 
     module: nn.Module  # everything that trains
+    model: Policy | ScalarModel  # what `final/` holds
     total_steps: int
-    metrics: dict[str, float]  # of the latest step, beside the losses'
 
-    def updates(self, step: int) -> Iterator[list[Microbatch]]:
-        """This rank's microbatches of each optimizer step in `step` (from 0)."""
+    def updates(self, step: int) -> Iterator[Update[B]]:
+        """The optimizer steps of `step` (from 0)."""
 
-    def count(self, batch: Any) -> float:
+    def count(self, batch: B) -> float:
         """What the loss is a mean over: the tokens or pairs of one microbatch."""
 
-    def forward_loss(self, module: nn.Module, batch: Any, count: Tensor) -> LossOutput:
+    def forward_loss(self, module: nn.Module, batch: B, count: Tensor) -> LossOutput:
         """The microbatch's share of the loss; `module` is `self.module`, perhaps wrapped for several processes."""
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
@@ -64,7 +76,7 @@ class Stage(Protocol):
 
 
 def fit(
-    stage: Stage, recipe: TrainRecipe, checkpoints: Checkpoints, accelerator: Accelerator, title: str
+    stage: Stage[Any], recipe: TrainRecipe, checkpoints: Checkpoints, accelerator: Accelerator, title: str
 ) -> dict[str, float]:
     """Train `stage` to the end, from its newest whole checkpoint; returns the last step's metrics.
 
@@ -100,7 +112,7 @@ def fit(
 
 
 def _resume(
-    stage: Stage,
+    stage: Stage[Any],
     optimizer: torch.optim.Optimizer,
     recipe: TrainRecipe,
     checkpoints: Checkpoints,
@@ -130,7 +142,7 @@ def _resume(
 
 
 def _train_step(
-    stage: Stage,
+    stage: Stage[Any],
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     step: int,
@@ -141,7 +153,10 @@ def _train_step(
     module.train()
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     updates = 0
-    for microbatches in stage.updates(step):
+    measured: dict[str, float] = {}
+    for update in stage.updates(step):
+        microbatches = update.microbatches
+        measured |= update.metrics
         live = [m for m in microbatches if not m.idle]
         count = _sum_over_ranks(float(sum(stage.count(m.batch) for m in live)), accelerator).clamp(min=1)
         for i, microbatch in enumerate(microbatches):
@@ -162,7 +177,7 @@ def _train_step(
     names = sorted(sums)
     totals = accelerator.reduce(torch.stack([sums[name].float() for name in names]), "sum").tolist()
     means = {name: total if name == "tokens" else total / updates for name, total in zip(names, totals, strict=True)}
-    return means | stage.metrics
+    return means | measured
 
 
 def _clip(module: nn.Module, max_grad_norm: float | None, accelerator: Accelerator) -> Tensor:
@@ -179,7 +194,7 @@ def _guard_finite(sums: dict[str, Tensor], step: int) -> None:
         )
 
 
-def _evaluate(stage: Stage, module: nn.Module) -> dict[str, float]:
+def _evaluate(stage: Stage[Any], module: nn.Module) -> dict[str, float]:
     module.eval()
     with torch.no_grad():
         return {f"eval/{name}": value for name, value in stage.evaluate(module).items()}

@@ -4,9 +4,9 @@ for each iteration:
     1 sample    n completions of each prompt from the policy
     2 score     reward models and callables; centred; the missing-EOS rule
     3 evaluate  log-probabilities of policy and reference, values, at the sampling temperature
-    4 estimate  r_t = -beta (log pi - log pi_ref)_t, + score at the last token; GAE; whitened advantages
+    4 estimate  r_t = -kl_coef (log pi - log pi_ref)_t, + score at the last token; GAE; whitened advantages
     5 update    for each epoch, each minibatch: clipped policy loss + vf_coef * clipped value loss
-    6 control   beta follows the measured KL, where it is adaptive
+    6 control   kl_coef follows the measured KL, where it is adaptive
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
-from rlhf.generation.in_process import Completion, TransformersEngine
-from rlhf.generation.scorers import load_scorers, same_tokens
-from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, policy_loss, value_loss
+from rlhf.generation.in_process import Completion
+from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, total_scores
+from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.schema import PpoRecipe, PpoSection
 from rlhf.tokens.segments import SegmentBatch
-from rlhf.train.loop import Microbatch
-from rlhf.train.rollout import Experience, Prompt, experience, sample_scores
+from rlhf.tokens.store import Prompt
+from rlhf.train.loop import Microbatch, Update
+from rlhf.train.rollout import Experience, estimate, evaluate
 from rlhf.train.setup import Setup
 
 EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
@@ -52,11 +53,11 @@ class Ppo:
     def __init__(self, recipe: PpoRecipe, setup: Setup) -> None:
         self.section, self.seed = recipe.ppo, recipe.seed
         self.accelerator = setup.accelerator
-        self.policy = setup.policy()
+        self.model = self.policy = setup.policy()
         self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
         self.value_model = setup.scalar_model(_value_source(recipe.ppo, setup))
         self.module = ActorCritic(self.policy, self.value_model)
-        self.engine = TransformersEngine(self.policy, setup.tokenizer)
+        self.engine = setup.engine(self.policy)
         self.scorers = load_scorers(
             recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
         )
@@ -64,64 +65,60 @@ class Ppo:
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
-        self.batch_size = max(1, recipe.training.per_device_train_batch_size // self.section.sampling.n)
+        self.batch_size = recipe.prompts_per_microbatch
         self.total_steps = recipe.training.max_steps or int(
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
-        self.metrics: dict[str, float] = {}
-        _check_shares(
-            self.section.rollout_batch_size,
-            self.accelerator.num_processes,
-            self.batch_size,
-            self.section.num_mini_batches,
-        )
 
-    def updates(self, step: int) -> Iterator[list[Microbatch]]:
+    def updates(self, step: int) -> Iterator[Update[Experience]]:
         """One iteration: rollouts first, then each optimizer step's microbatches."""
         prompts = self._prompts_of(step)
-        groups = self.engine.generate(prompts_ids(prompts), self.section.sampling, seed=self._sampling_seed(step))
+        # 1 sample
+        groups = self.engine.generate([p.ids for p in prompts], self.section.sampling, seed=self._sampling_seed(step))
+        # 2 score
         scores, parts = sample_scores(groups, prompts, self.scorers)
         if self.reward_offset is None:  # the policy is still the reference: centre on what it writes
             self.reward_offset = self._mean(scores)
-        rollouts = experience(
+        # 3 evaluate
+        rollouts = evaluate(
             prompts,
             groups,
-            scores - self.reward_offset,
-            section=self.section,
+            self._final_scores(scores, groups),
             policy=self.policy,
             reference=self.reference,
             value_model=self.value_model,
-            kl_coef=self.kl.value,
+            temperature=self.section.sampling.temperature,
             batch_size=self.batch_size,
-            reduce=self._sum,
         )
-        self.metrics = self._rollout_metrics(groups, scores, parts, rollouts)
+        # 4 estimate
+        experiences = estimate(rollouts, self.section, kl_coef=self.kl.value, reduce=self._sum)
+        metrics = self._measure(groups, scores, parts, experiences)
+        # 5 update
         for epoch in range(self.section.num_ppo_epochs):
             # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
-            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(rollouts))
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
             for minibatch in np.array_split(order, self.section.num_mini_batches):
-                yield [Microbatch(rollouts[i], tokens=rollouts[i].batch.input_ids.numel()) for i in minibatch]
-        self.kl.update(self.metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
+                chosen = [experiences[i] for i in minibatch]
+                yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics)
+        # 6 control
+        self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
 
     def count(self, batch: Experience) -> float:
         return batch.batch.num_targets
 
     def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
         logprobs, values = module(batch.batch, temperature=self.section.sampling.temperature)
-        mask = batch.batch.mask
         policy = policy_loss(
-            logprobs=batch.batch.to_rows(logprobs),
+            logprobs=logprobs,
             old_logprobs=batch.old_logprobs,
             advantages=batch.advantages,
-            mask=mask,
             cliprange=self.section.cliprange,
             num_tokens=count,
         )
         value = value_loss(
-            values=batch.batch.to_rows(values),
+            values=values,
             old_values=batch.old_values,
             returns=batch.returns,
-            mask=mask,
             cliprange_value=self.section.cliprange_value,
             num_tokens=count,
         )
@@ -134,9 +131,8 @@ class Ppo:
             return {}
         mine = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
         sampling = self.section.sampling.model_copy(update={"n": 1})
-        groups = self.engine.generate(
-            prompts_ids(mine), sampling, seed=EVALUATION_SEED + self.accelerator.process_index
-        )
+        seed = EVALUATION_SEED + self.accelerator.process_index
+        groups = self.engine.generate([prompt.ids for prompt in mine], sampling, seed=seed)
         scores, _ = sample_scores(groups, mine, self.scorers)
         return {"score": self._mean(scores), "length": self._mean(torch.tensor([float(len(g[0].ids)) for g in groups]))}
 
@@ -157,28 +153,34 @@ class Ppo:
         """Another for each iteration and rank."""
         return int(np.random.SeedSequence([self.seed, step, self.accelerator.process_index]).generate_state(1)[0])
 
-    def _rollout_metrics(
+    def _final_scores(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> Tensor:
+        """What lands at each completion's last token, [M]: the centred score, and the missing-EOS rule."""
+        centred, rule = scores - (self.reward_offset or 0.0), self.section.missing_eos
+        if rule is None:
+            return centred
+        ended = torch.tensor([completion.ended for group in groups for completion in group])
+        return missing_eos_scores(centred, ended, mode=rule.mode, value=rule.value)
+
+    def _measure(
         self,
         groups: Sequence[Sequence[Completion]],
         scores: Tensor,
         parts: dict[str, float],
-        rollouts: Sequence[Experience],
+        experiences: Sequence[Experience],
     ) -> dict[str, float]:
-        kl = torch.cat([r.batch.mask.mul(r.kl).sum(1) for r in rollouts])
-        lengths = torch.cat([r.batch.lengths.float() for r in rollouts])
-        negative_logprobs = torch.cat([-r.old_logprobs[r.batch.mask] for r in rollouts])
-        returns, values = (
-            torch.cat([getattr(r, n)[r.batch.mask] for r in rollouts]) for n in ("returns", "old_values")
-        )
+        """What the iteration's samples were like, over all ranks."""
+        kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
+        returns = torch.cat([e.returns for e in experiences])
+        errors = returns - torch.cat([r.old_values for r in experiences])
         return {
             "score": self._mean(scores),
             "kl": self._mean(kl),
             "kl_coef": self.kl.value,
-            "objective": self._mean(torch.cat([r.scores for r in rollouts]) - self.kl.value * kl),
-            "entropy": self._mean(negative_logprobs),
-            "length": self._mean(lengths),
+            "objective": self._mean(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
+            "entropy": self._mean(torch.cat([-r.old_logprobs for r in experiences])),
+            "length": self._mean(torch.cat([r.batch.lengths.float() for r in experiences])),
             "eos_rate": self._mean(torch.tensor([float(c.ended) for g in groups for c in g])),
-            "value/explained_variance": 1.0 - self._mean((returns - values) ** 2) / max(self._variance(returns), 1e-8),
+            "value/explained_variance": 1.0 - self._mean(errors**2) / max(self._variance(returns), 1e-8),
         } | {f"score/{name}": self._mean(torch.tensor([mean])) for name, mean in parts.items()}
 
     def _sum(self, values: Tensor) -> Tensor:
@@ -187,15 +189,20 @@ class Ppo:
 
     def _mean(self, values: Tensor) -> float:
         """Over all ranks."""
-        total, count = self._sum(torch.tensor([float(values.sum()), float(values.numel())])).tolist()
-        return total / count
+        total, count = self._sum(torch.tensor([float(values.sum()), float(values.numel())]))
+        return float(total) / float(count)
 
     def _variance(self, values: Tensor) -> float:
         return self._mean((values - self._mean(values)) ** 2)
 
 
-def prompts_ids(prompts: Sequence[Prompt]) -> list[Sequence[int]]:
-    return [prompt.ids for prompt in prompts]
+def sample_scores(
+    groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
+) -> tuple[Tensor, dict[str, float]]:
+    """The total score of every completion in order, [M], and the mean of each scorer."""
+    samples = [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+    total, parts = total_scores(scorers, samples)
+    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
 
 
 def _value_source(section: PpoSection, setup: Setup) -> str | None:
@@ -213,16 +220,3 @@ def _controller(recipe: PpoRecipe) -> KlController:
     if section.adaptive_kl is None:
         return FixedKl(section.kl_coef)
     return AdaptiveKl(section.kl_coef, section.adaptive_kl.target, section.adaptive_kl.horizon)
-
-
-def _check_shares(rollout_batch_size: int, ranks: int, batch_size: int, num_mini_batches: int) -> None:
-    if rollout_batch_size % ranks:
-        raise RecipeError(
-            f"ppo.rollout_batch_size: {rollout_batch_size} prompts cannot be shared evenly by {ranks} processes"
-        )
-    microbatches = -(-rollout_batch_size // ranks // batch_size)
-    if microbatches < num_mini_batches:
-        raise RecipeError(
-            f"ppo.num_mini_batches: {num_mini_batches} minibatches of only {microbatches} microbatches; "
-            "lower training.per_device_train_batch_size"
-        )

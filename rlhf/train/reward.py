@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rlhf.losses import LossOutput, ranked_pairs, reward_loss
 from rlhf.recipe.schema import RewardRecipe
 from rlhf.tokens.segments import SegmentBatch
-from rlhf.train.batches import Supervised
 from rlhf.train.setup import Setup
+from rlhf.train.supervised import Supervised
 
 
 class Reward(Supervised):

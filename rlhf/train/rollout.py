@@ -1,123 +1,110 @@
-"""One PPO iteration's experience: completions sampled from the policy, scored, and turned into advantages.
+"""One PPO iteration's samples, from the moment they are drawn until each of their tokens has an advantage.
 
-Everything the update needs is computed by the same forward passes over the same microbatches as the update itself, so
-before the first optimizer step every probability ratio is exactly one. (Log-probabilities kept from sampling would
-differ from them in bf16, and put ratios outside the clip range before anything was learnt.)
+Everything that the update needs is computed by the update's own forward passes over the update's own microbatches. Before
+the first optimizer step every probability ratio is therefore exactly one. (Log-probabilities kept from sampling would
+differ from them in bf16, and would put ratios outside the clip range before anything was learnt.)
+
+Per-token tensors are flat, [N]: the tokens of all completions, one completion after the other (`SegmentBatch.rows` says
+which token belongs to which). Padding exists inside `gae` alone, which walks back over columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlhf.generation.in_process import Completion
-from rlhf.generation.scorers import Sample, Scorer, total_scores
-from rlhf.losses import gae, kl_estimate, masked_moments, missing_eos_scores, token_rewards, whiten
+from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.schema import PpoSection
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
+from rlhf.tokens.store import Prompt
+
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor over all ranks
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What a rollout starts from."""
+class Rollout:
+    """One microbatch of samples: M completions of N tokens together. All of it is from before the iteration's first update.
 
-    text: str
-    ids: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Experience:
-    """One microbatch of rollouts: M completions of at most C tokens. Old: before this iteration's first update."""
+    Step 1 (sample) fills `batch`, step 2 (score) `scores`, step 3 (evaluate) the rest.
+    """
 
     batch: SegmentBatch
-    old_logprobs: Tensor  # [M, C]
-    ref_logprobs: Tensor  # [M, C]
-    old_values: Tensor  # [M, C]
     scores: Tensor  # [M]: after centring and the missing-EOS rule; what lands at the last token
-    advantages: Tensor  # [M, C]
-    returns: Tensor  # [M, C]
+    old_logprobs: Tensor  # [N]: of the policy that sampled
+    ref_logprobs: Tensor  # [N]: of the reference
+    old_values: Tensor  # [N]: the value model before each token
 
     @property
     def kl(self) -> Tensor:
-        """Per token, [M, C]."""
+        """The estimate of the KL to the reference per token, [N]."""
         return kl_estimate(self.old_logprobs, self.ref_logprobs)
 
 
-def sample_scores(
-    groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
-) -> tuple[Tensor, dict[str, float]]:
-    """The total score of every completion in order, [M], and the mean of each scorer."""
-    samples = [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
-    total, parts = total_scores(scorers, samples)
-    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
+@dataclass(frozen=True)
+class Experience(Rollout):
+    """A rollout with what step 4 (estimate) makes of it: the batch that step 5 (update) trains on."""
+
+    advantages: Tensor  # [N]: whitened over the iteration where the recipe says so
+    returns: Tensor  # [N]: what the value model should have said
 
 
 @torch.no_grad()
-def experience(
+def evaluate(
     prompts: Sequence[Prompt],
     groups: Sequence[Sequence[Completion]],
     scores: Tensor,
     *,
-    section: PpoSection,
     policy: Policy,
     reference: Reference,
     value_model: ScalarModel,
-    kl_coef: float,
+    temperature: float,
     batch_size: int,
-    reduce: Callable[[Tensor], Tensor],
-) -> list[Experience]:
-    """`batch_size` prompts a microbatch. scores: [M], one a completion in order. `reduce` sums a tensor over all ranks."""
+) -> list[Rollout]:
+    """`batch_size` prompts a microbatch, through all three models. `scores`: one a completion, in order, [M]."""
     device = policy.transformer.device
-    ended = torch.tensor([c.ended for group in groups for c in group])
-    if section.missing_eos is not None:
-        scores = missing_eos_scores(scores, ended, mode=section.missing_eos.mode, value=section.missing_eos.value)
-    scores = scores.to(device)
-    temperature = section.sampling.temperature
-    microbatches, first = [], 0
+    rollouts, first = [], 0
     for i in range(0, len(prompts), batch_size):
         pairs = zip(prompts[i : i + batch_size], groups[i : i + batch_size], strict=True)
         batch = collate([Segment(p.ids, [c.ids for c in group]) for p, group in pairs]).to(device)
         mine = slice(first, first + batch.num_completions)
         first = mine.stop
-        old = batch.to_rows(policy(batch, temperature=temperature))
-        ref = batch.to_rows(reference(batch, temperature=temperature))
-        values = batch.to_rows(value_model(batch, per_token=True))
-        microbatches.append((batch, old, ref, values, scores[mine]))
-
-    kl_penalised = [
-        token_rewards(own, kl_estimate(old, ref), batch.mask, kl_coef=kl_coef)
-        for batch, old, ref, _, own in microbatches
-    ]
-    masks = [batch.mask for batch, *_ in microbatches]
-    if section.whiten_rewards:
-        kl_penalised = whiten_all(kl_penalised, masks, reduce, shift_mean=False)
-    estimates = [
-        gae(rewards, values, mask, gamma=section.gamma, lam=section.lam)
-        for rewards, (_, _, _, values, _), mask in zip(kl_penalised, microbatches, masks, strict=True)
-    ]
-    advantages = [advantage for advantage, _ in estimates]
-    if section.whiten_advantages:
-        advantages = whiten_all(advantages, masks, reduce)
-    return [
-        Experience(batch, old, ref, values, own, advantage, returns)
-        for (batch, old, ref, values, own), advantage, (_, returns) in zip(
-            microbatches, advantages, estimates, strict=True
+        rollouts.append(
+            Rollout(
+                batch=batch,
+                scores=scores[mine].to(device),
+                old_logprobs=policy(batch, temperature=temperature),
+                ref_logprobs=reference(batch, temperature=temperature),
+                old_values=value_model(batch, per_token=True),
+            )
         )
-    ]
+    return rollouts
 
 
-def whiten_all(
-    rows: Sequence[Tensor], masks: Sequence[Tensor], reduce: Callable[[Tensor], Tensor], *, shift_mean: bool = True
-) -> list[Tensor]:
-    """Whiten microbatches together, by the moments over all of them and all ranks; [M, C] each."""
-    flat = torch.cat([row[mask] for row, mask in zip(rows, masks, strict=True)])
-    mean, variance = masked_moments(flat, torch.ones_like(flat, dtype=torch.bool), reduce=reduce)
-    return [
-        whiten(row, mask, mean=mean, variance=variance, shift_mean=shift_mean)
-        for row, mask in zip(rows, masks, strict=True)
-    ]
+def estimate(rollouts: Sequence[Rollout], section: PpoSection, *, kl_coef: float, reduce: Reduce) -> list[Experience]:
+    """KL-penalised rewards, GAE over each completion, and whitening over all rollouts of all ranks."""
+    rewards = [token_rewards(r.scores, r.kl, r.batch.lengths, kl_coef=kl_coef) for r in rollouts]
+    if section.whiten_rewards:
+        rewards = whiten_all(rewards, reduce, shift_mean=False)
+    experiences = []
+    for rollout, own in zip(rollouts, rewards, strict=True):
+        batch = rollout.batch
+        advantages, returns = gae(
+            batch.to_rows(own), batch.to_rows(rollout.old_values), batch.mask, gamma=section.gamma, lam=section.lam
+        )
+        experiences.append(Experience(**vars(rollout), advantages=advantages[batch.mask], returns=returns[batch.mask]))
+    if not section.whiten_advantages:
+        return experiences
+    whitened = whiten_all([e.advantages for e in experiences], reduce)
+    return [replace(e, advantages=own) for e, own in zip(experiences, whitened, strict=True)]
+
+
+def whiten_all(values: Sequence[Tensor], reduce: Reduce, *, shift_mean: bool = True) -> list[Tensor]:
+    """Whiten microbatches together, by the moments over all of them and all ranks; [N] each."""
+    mean, variance = moments(torch.cat(list(values)), reduce=reduce)
+    return [whiten(own, mean=mean, variance=variance, shift_mean=shift_mean) for own in values]

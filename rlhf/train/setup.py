@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.generation.in_process import Engine, TransformersEngine
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
@@ -40,6 +41,10 @@ class Setup:
         """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
         section = self.recipe.model.model_copy(update={"name_or_path": name_or_path or self.recipe.model.name_or_path})
         return load_scalar_model(section, lora=self.recipe.lora, **self._options)
+
+    def engine(self, policy: Policy) -> Engine:
+        """What samples completions from the policy while it trains."""
+        return TransformersEngine(policy, self.tokenizer)
 
     @cached_property
     def _options(self) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from rlhf.losses import LossOutput, sft_loss
 from rlhf.recipe.schema import SftRecipe
 from rlhf.tokens.segments import SegmentBatch
-from rlhf.train.batches import Supervised
 from rlhf.train.setup import Setup
+from rlhf.train.supervised import Supervised
 
 
 class Sft(Supervised):
     """Demonstrations in, a policy out. Documents never see each other, so a flat batch is packing without its faults."""
 
     def __init__(self, recipe: SftRecipe, setup: Setup) -> None:
-        super().__init__(setup.policy(), recipe, setup, score_prompt=recipe.sft.loss_on == "all")
+        super().__init__(setup.policy(), recipe, setup)
 
     def count(self, batch: SegmentBatch) -> float:
         return batch.num_targets

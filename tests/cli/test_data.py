@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rlhf.cli import app
+from rlhf.recipe.schema import row_kinds
 from rlhf.recipe.sections import DataSection, SourceSection
-from rlhf.tokens.dataset import KINDS, tokenize
+from rlhf.tokens.dataset import tokenize
 from tests.tiny import tiny_tokenizer
 
 LONG = "the quick brown fox jumps over the lazy dog and runs away into the dark wood"
@@ -99,7 +100,7 @@ def test_dedup_of_a_column_that_is_not_there(tmp_path: Path) -> None:
 def test_the_cache_is_listed_and_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_TOKENS", str(tmp_path / "tokens"))
     path = write(tmp_path / "r.jsonl", ROWS)
-    tokenize(DataSection(train=[SourceSection(path=path)]), tiny_tokenizer(), KINDS["dpo"])
+    tokenize(DataSection(train=[SourceSection(path=path)]), tiny_tokenizer(), row_kinds("dpo"), seed=0)
     code, said = rlhf("data", "cache")
     assert code == 0 and "3 rows" in said and path in said and "1 in " in said
     assert rlhf("data", "cache", "--clean", "--older-than", "1")[1].startswith("removed 0 in")

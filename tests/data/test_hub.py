@@ -114,13 +114,14 @@ def test_config_is_for_the_hub_only(tmp_path: Path) -> None:
 
 TOKENISE = """
 import json, sys
+from rlhf.recipe.schema import row_kinds
 from rlhf.tokens import dataset
 from rlhf.recipe.sections import DataSection, SourceSection
 from tests.tiny import tiny_tokenizer
 section = DataSection(train=[SourceSection(path="owner/pairs", split=sys.argv[1])])
-rows = dataset.tokenize(section, tiny_tokenizer(), dataset.KINDS["sft"])
+rows = dataset.tokenize(section, tiny_tokenizer(), row_kinds("sft"), seed=0)
 dataset.Renderer = None  # a second time is found, not made
-again = dataset.tokenize(section, tiny_tokenizer(), dataset.KINDS["sft"])
+again = dataset.tokenize(section, tiny_tokenizer(), row_kinds("sft"), seed=0)
 print(json.dumps([len(rows.segments), rows.fingerprint, again.fingerprint]))
 """
 

@@ -18,13 +18,13 @@ from rlhf.data.rows import Located
 from rlhf.data.stats.chunk import characters, chunks
 from rlhf.data.stats.inputs import Target, target_of
 from rlhf.data.stats.labels import Labels
-from rlhf.data.stats.measure import TRAINABLE, Counting, measure
+from rlhf.data.stats.measure import Counting, measure
 from rlhf.data.stats.page import render
 from rlhf.data.stats.texts import Texts
 from rlhf.errors import DataError, RecipeError
-from rlhf.recipe.schema import RECIPE
+from rlhf.recipe.schema import RECIPE, row_kinds
 from rlhf.recipe.sections import DataSection, TemplateSection
-from rlhf.tokens.dataset import KINDS, tokenize
+from rlhf.tokens.dataset import tokenize
 from rlhf.tokens.lengths import TokenLengths
 from tests.data.support import lines, real
 from tests.tiny import tiny_tokenizer
@@ -150,11 +150,11 @@ ppo: {{sampling: {{max_new_tokens: 30}}, rewards: [{{callable: "m:f"}}]}}
 def test_tokens_are_those_of_training(tmp_path: Path, template: TemplateSection) -> None:
     path = lines(tmp_path / "r.jsonl", PAIRS)
     data = DataSection(train=[{"path": path}], template=template, max_length=30, on_overflow="drop")  # type: ignore[list-item]
-    trained = tokenize(data, tiny_tokenizer(), KINDS["dpo"])
+    trained = tokenize(data, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     target = Target("t", {"train": data.train}, method="dpo", max_length=30, on_overflow="drop", template=template)
     split = measure(target, Counting(TokenLengths(tiny_tokenizer(), template), "tokens", "tiny"))["splits"]["train"]
     assert split["rows"] - split["over_length"]["rows"] == len(trained.segments)
-    everything = tokenize(data.model_copy(update={"max_length": 10_000}), tiny_tokenizer(), KINDS["dpo"])
+    everything = tokenize(data.model_copy(update={"max_length": 10_000}), tiny_tokenizer(), row_kinds("dpo"), seed=0)
     segments = [everything.segments[i] for i in range(len(everything.segments))]
     assert split["lengths"]["prompt"]["mean"] == np.mean([len(s.prompt_ids) for s in segments])
     for k, side in enumerate(("chosen", "rejected")):
@@ -183,16 +183,10 @@ def test_sft_trains_on_the_good_ones_of_unpaired_rows(tmp_path: Path) -> None:
     assert (split["rows_in"], split["rows"], split["kinds"]) == (5, 2, {"unpaired": 5})
     assert (split["converted"], split["lengths"]["completion"]["max"]) == ({"unpaired -> demonstration": 2}, 2)
     data = DataSection(train=[{"path": path, "format": "unpaired"}])  # type: ignore[list-item]
-    trained = tokenize(data, tiny_tokenizer(), KINDS["sft"]).report
+    trained = tokenize(data, tiny_tokenizer(), row_kinds("sft"), seed=0).report
     assert (
         trained["rows_out"] == 2 and {reason: d["rows"] for reason, d in split["dropped"].items()} == trained["dropped"]
     )
-
-
-def test_what_a_method_trains_on_is_the_datasets_own_list() -> None:
-    assert {method: set(kinds) for method, kinds in KINDS.items() if method in TRAINABLE} == {
-        method: set(kinds) for method, kinds in TRAINABLE.items()
-    }
 
 
 # --- labels and texts -------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ def test_the_reward_models_accuracy_turns_round_with_the_pairs(models: dict[str,
             models["R"],
             [SourceSection(path=write_rows(tmp_path / f"{name}.jsonl", rows))],
             TemplateSection(),
+            seed=0,
             dtype="float32",
             device="cpu",
         )

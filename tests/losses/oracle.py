@@ -109,15 +109,21 @@ def dpo(
     beta: float,
     num_pairs: float,
     smoothing: float = 0.0,
+    loss_type: str = "sigmoid",
 ) -> dict[str, float]:
-    """DPO's eq. 7; with cDPO's smoothing the label is flipped with probability `smoothing`."""
+    """DPO's eq. 7, with cDPO's smoothing the label is flipped with probability `smoothing`; SLiC's hinge; IPO's eq. 17."""
     sums = dict.fromkeys(("loss", "accuracy", "margin"), 0.0)
     sums |= {f"{name}/{side}": 0.0 for name in ("reward", "drift", "logprobs") for side in ("chosen", "rejected")}
     for i in range(len(chosen)):
         log_ratio_w = float(chosen[i]) - float(ref_chosen[i])
         log_ratio_l = float(rejected[i]) - float(ref_rejected[i])
         h = beta * log_ratio_w - beta * log_ratio_l
-        sums["loss"] += (1.0 - smoothing) * -log_sigmoid(h) + smoothing * -log_sigmoid(-h)
+        if loss_type == "sigmoid":
+            sums["loss"] += (1.0 - smoothing) * -log_sigmoid(h) + smoothing * -log_sigmoid(-h)
+        elif loss_type == "hinge":
+            sums["loss"] += 1.0 - h if h < 1.0 else 0.0
+        else:
+            sums["loss"] += ((log_ratio_w - log_ratio_l) - 1.0 / (2.0 * beta)) ** 2
         sums["accuracy"] += 1.0 if log_ratio_w > log_ratio_l else 0.0
         sums["margin"] += h
         sums["reward/chosen"] += beta * log_ratio_w

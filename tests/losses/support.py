@@ -33,6 +33,7 @@ class Numbers:
 
 
 seeds = st.integers(0, 2**32 - 1)
+counts = st.integers(1, 7)
 numbers = st.builds(Numbers, seeds, st.sampled_from([None, None, 1, 0]))
 smooth_numbers = st.builds(Numbers, seeds, st.none())
 

@@ -16,10 +16,13 @@ import transformers
 from filelock import FileLock
 
 from rlhf.errors import DataError, SetupError
+from rlhf.recipe.schema import row_kinds
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
+from rlhf.runs import cache as disk
+from rlhf.runs import identity
 from rlhf.tokens import cache as token_cache
 from rlhf.tokens import dataset
-from rlhf.tokens.dataset import KINDS, TokenizedRows, prompts, tokenize
+from rlhf.tokens.dataset import TokenizedRows, prompts, tokenize
 from rlhf.tokens.sampler import Sampler
 from tests.data.support import lines
 from tests.tiny import tiny_tokenizer
@@ -40,7 +43,7 @@ def section(path: str, source: dict[str, Any] | None = None, **options: Any) -> 
 
 
 def rows_of(data: DataSection, seed: int = 0) -> TokenizedRows:
-    return tokenize(data, tiny_tokenizer(), KINDS["dpo"], seed=seed)
+    return tokenize(data, tiny_tokenizer(), row_kinds("dpo"), seed=seed)
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,11 +85,11 @@ def test_every_setting_is_in_the_key(tmp_path: Path) -> None:
         assert len(list(token_cache.entries())) == number
     rows_of(variants[7], seed=1)
     assert len(list(token_cache.entries())) == len(variants) + 1, "the seed draws the rows"
-    tokenize(variants[0], tiny_tokenizer(), KINDS["reward"])
-    prompts(variants[0].train, tiny_tokenizer(), TemplateSection())
+    tokenize(variants[0], tiny_tokenizer(), row_kinds("reward"), seed=0)
+    prompts(variants[0].train, tiny_tokenizer(), TemplateSection(), seed=0)
     other = copy.deepcopy(tiny_tokenizer())
     other.add_tokens(["good"])
-    tokenize(variants[0], other, KINDS["dpo"])
+    tokenize(variants[0], other, row_kinds("dpo"), seed=0)
     assert len(list(token_cache.entries())) == len(variants) + 4, "method and tokenizer count"
 
 
@@ -102,7 +105,7 @@ def test_a_file_of_the_same_size_and_date_is_told_by_its_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Size, date and inode stay, as with a tool that keeps dates or two writes within a tick of the clock."""
-    monkeypatch.setattr(token_cache, "SETTLED", -1.0)
+    monkeypatch.setattr(identity, "SETTLED", -1.0)
     path = lines(tmp_path / "r.jsonl", PAIRS)
     first = rows_of(section(path))
     dates = os.stat(path).st_mtime_ns
@@ -111,11 +114,11 @@ def test_a_file_of_the_same_size_and_date_is_told_by_its_content(
     os.utime(path, ns=(dates, dates))
     assert rows_of(section(path)).fingerprint != first.fingerprint
 
-    monkeypatch.setattr(token_cache, "SETTLED", 3600.0)
+    monkeypatch.setattr(identity, "SETTLED", 3600.0)
     lines(tmp_path / "fresh.jsonl", PAIRS)
-    before = set((token_cache.root() / ".digests").iterdir())
+    before = set((disk.root() / "digests").iterdir())
     rows_of(section(str(tmp_path / "fresh.jsonl")))
-    assert set((token_cache.root() / ".digests").iterdir()) == before, "the digest of what may still change is not kept"
+    assert set((disk.root() / "digests").iterdir()) == before, "the digest of what may still change is not kept"
 
 
 def test_a_file_that_changes_while_it_is_tokenised_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +176,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pyt
 PROCESS = """
 import sys
 from pathlib import Path
+from rlhf.recipe.schema import row_kinds
 from rlhf.tokens import dataset
 from rlhf.recipe.sections import DataSection, SourceSection
 from tests.tiny import tiny_tokenizer
@@ -182,7 +186,7 @@ def counted(*arguments):
         file.write("tokenised\\n")
     return real(*arguments)
 dataset.Renderer = counted
-rows = dataset.tokenize(DataSection(train=[SourceSection(path=sys.argv[1])]), tiny_tokenizer(), dataset.KINDS["dpo"])
+rows = dataset.tokenize(DataSection(train=[SourceSection(path=sys.argv[1])]), tiny_tokenizer(), row_kinds("dpo"), seed=0)
 print(rows.fingerprint, len(rows.segments))
 """
 
@@ -237,15 +241,15 @@ def test_rows_are_read_from_anywhere_without_those_before(tmp_path: Path) -> Non
 def test_prompts_come_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = [{"prompt": [{"role": "user", "content": "\u00fcber\n"}]}, {"prompt": [{"role": "user", "content": "b"}]}]
     source = [SourceSection(path=lines(tmp_path / "r.jsonl", chat))]
-    first = prompts(source, tiny_tokenizer(), TemplateSection(kind="chat"))
+    first = prompts(source, tiny_tokenizer(), TemplateSection(kind="chat"), seed=0)
     monkeypatch.setattr(dataset, "Renderer", lambda *a: pytest.fail("tokenised again"))
-    again = prompts(source, tiny_tokenizer(), TemplateSection(kind="chat"))
+    again = prompts(source, tiny_tokenizer(), TemplateSection(kind="chat"), seed=0)
     assert list(again) == list(first) and again.report == first.report
     assert [text for text, _ in again] == [row["prompt"] for row in chat]
 
 
 def test_numbers_survive(tmp_path: Path) -> None:
     ranking = {"prompt": "p", "completions": ["a", "b", "c"], "scores": [0.1, 1e9, -3.5]}
-    rows = tokenize(section(lines(tmp_path / "r.jsonl", [ranking])), tiny_tokenizer(), KINDS["reward"])
+    rows = tokenize(section(lines(tmp_path / "r.jsonl", [ranking])), tiny_tokenizer(), row_kinds("reward"), seed=0)
     assert list(rows.segments[0].grades) == [0.1, 1e9, -3.5] and rows.segments[0].margin is None
     assert np.asarray(rows.segments[0].grades).dtype == np.float64

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from rlhf.data.load import Stream
 from rlhf.errors import DataError
+from rlhf.recipe.schema import row_kinds
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
-from rlhf.tokens.dataset import KINDS, TokenizedRows, prompts, tokenize
+from rlhf.tokens.dataset import TokenizedRows, prompts, tokenize
 from tests.data.support import lines, real
 from tests.tiny import tiny_tokenizer
 
@@ -22,7 +23,7 @@ PAIR = {"prompt": "the film", "chosen": " was good and the answer is yes", "reje
 
 def run(path: str | Path, method: str = "dpo", which: Any = "train", **options: Any) -> TokenizedRows:
     section = DataSection(train=[SourceSection(path=str(path))], **options)
-    return tokenize(section, tiny_tokenizer(), KINDS[method], which)
+    return tokenize(section, tiny_tokenizer(), row_kinds(method), which, seed=0)
 
 
 def test_the_report_accounts_for_every_row(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_reward_stage_takes_pairs_and_rankings_together(tmp_path: Path) -> N
     a = lines(tmp_path / "a.jsonl", [PAIR])
     b = lines(tmp_path / "b.jsonl", [{"prompt": "p", "completions": ["a", "b", "c"], "scores": [1, 2, 2]}])
     section = DataSection(train=[SourceSection(path=a), SourceSection(path=b)])
-    rows = tokenize(section, tiny_tokenizer(), KINDS["reward"])
+    rows = tokenize(section, tiny_tokenizer(), row_kinds("reward"), seed=0)
     assert [list(s.grades) for s in rows.segments] == [[1, 0], [1, 2, 2]]
     assert [s["rows_out"] for s in rows.report["sources"]] == [1, 1]
 
@@ -151,7 +152,7 @@ def test_no_eval_sources_no_rows(tmp_path: Path) -> None:
 
 
 def find_prompts(*paths: str, **options: Any) -> Any:
-    return prompts([SourceSection(path=p) for p in paths], tiny_tokenizer(), TemplateSection(), **options)
+    return prompts([SourceSection(path=p) for p in paths], tiny_tokenizer(), TemplateSection(), seed=0, **options)
 
 
 def test_prompts_of_any_kind_each_once(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_ten_thousand_real_rows() -> None:
     """More rows than one block holds: order and places stay."""
     path = real("songys_chatbot/ChatbotData.csv")
     source = SourceSection(path=path, format="demonstration", columns={"prompt": "Q", "completion": "A"})
-    rows = tokenize(DataSection(train=[source]), tiny_tokenizer(), KINDS["sft"])
+    rows = tokenize(DataSection(train=[source]), tiny_tokenizer(), row_kinds("sft"), seed=0)
     assert [row.row for row in rows.rows] == list(range(1, 11_824))
     loaded = list(Stream([source]))
     for i in (0, 8191, 8192, 11_822):
@@ -192,7 +193,7 @@ def test_real_pairs(kind: Any) -> None:
     section = DataSection(
         train=[SourceSection(path=path, max_rows=200)], template=TemplateSection(kind=kind), on_overflow="drop"
     )
-    rows = tokenize(section, tiny_tokenizer(), KINDS["dpo"])
+    rows = tokenize(section, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     assert rows.report["rows_in"] == 200
     data = {row.row: row.data for row in Stream(section.train)}
     for segment, row in zip(rows.segments, rows.rows, strict=True):

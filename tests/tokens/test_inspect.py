@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from rlhf.cli import app
 from rlhf.errors import DataError, RecipeError
-from rlhf.recipe.schema import RECIPE
-from rlhf.tokens.dataset import KINDS, TokenizedRows, tokenize
+from rlhf.recipe.schema import RECIPE, row_kinds
+from rlhf.tokens.dataset import TokenizedRows, tokenize
 from rlhf.tokens.inspect import CLOSE, OPEN, _pieces, check_rows, inspect
 from rlhf.tokens.segments import pad
 from tests.data.support import console, lines
@@ -136,7 +136,7 @@ def test_a_ranking_of_three_shows_every_completion_with_its_grade(tmp_path: Path
 def sound(tmp_path: Path, **options: Any) -> tuple[Any, TokenizedRows]:
     """A recipe and its rows; the second row is the one that the tests break."""
     found = recipe(lines(tmp_path / "r.jsonl", [PAIR, PAIR | {"prompt": "a film"}, PAIR | {"prompt": "it"}]), **options)
-    rows = tokenize(found.data, tiny_tokenizer(), KINDS["dpo"])
+    rows = tokenize(found.data, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     assert check_rows(rows, found, tiny_tokenizer()) == 6
     return found, rows
 
@@ -205,7 +205,7 @@ def test_broken_labels_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_loss_on_all_is_checked_too(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"prompt": "the film", "completion": " was good"}])
     found = recipe(path, method="sft", sft={"loss_on": "all"})
-    rows = tokenize(found.data, tiny_tokenizer(), KINDS["sft"])
+    rows = tokenize(found.data, tiny_tokenizer(), row_kinds("sft"), seed=0)
     assert check_rows(rows, found, tiny_tokenizer(), score_prompt=True) == 1
     with pytest.raises(ValueError, match="one completion"):
         check_rows(sound(tmp_path)[1], found, tiny_tokenizer(), score_prompt=True)
@@ -214,7 +214,7 @@ def test_loss_on_all_is_checked_too(tmp_path: Path) -> None:
 def test_a_cut_row_may_end_without_eos(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"prompt": "the film", "completion": " was good 1 2 3 4 5 6 7 8"}])
     cut = recipe(path, method="sft", data={"max_length": 8, "on_overflow": "truncate"})
-    rows = tokenize(cut.data, tiny_tokenizer(), KINDS["sft"])
+    rows = tokenize(cut.data, tiny_tokenizer(), row_kinds("sft"), seed=0)
     assert rows.segments[0].completion_ids[0][-1] != tiny_tokenizer().eos_token_id
     assert check_rows(rows, cut, tiny_tokenizer()) == 1
     strict = recipe(path, method="sft", data={"max_length": 8, "on_overflow": "drop"})

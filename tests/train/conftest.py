@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from rlhf.recipe.schema import RECIPE, TrainRecipe
+from rlhf.train.run import train
 from tests.tiny import tiny_tokenizer
 
 REVIEWS = [
@@ -137,6 +138,56 @@ def recipe_of(tmp_path: Path, rows: dict[str, str]) -> Callable[..., TrainRecipe
         recipe = RECIPE.validate_python(content)
         assert isinstance(recipe, TrainRecipe)
         return recipe
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ending(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A tiny Llama whose next token is EOS with a chosen logit: 6 is about as likely as all other tokens together."""
+    made: dict[float, str] = {}
+
+    def folder(logit: float) -> str:
+        if logit not in made:
+            torch.manual_seed(1)
+            tokenizer = tiny_tokenizer()
+            network = AutoModelForCausalLM.from_config(config_of("llama", tokenizer))
+            with torch.no_grad():  # one dimension of every hidden state is large and constant, and EOS reads it
+                network.model.embed_tokens.weight[:, 0] = 5.0
+                network.lm_head.weight[:, 0] = 0.0
+                network.lm_head.weight[tokenizer.eos_token_id] = 0.0
+                network.lm_head.weight[tokenizer.eos_token_id, 0] = logit / 32**0.5
+            made[logit] = str(tmp_path_factory.mktemp("ending"))
+            network.save_pretrained(made[logit])
+            tokenizer.save_pretrained(made[logit])
+        return made[logit]
+
+    return folder
+
+
+@pytest.fixture
+def ragged(ending: Callable[..., str], recipe_of: Callable[..., TrainRecipe]) -> Callable[..., TrainRecipe]:
+    """PPO recipes on a model that ends about half of its completions early: `ragged(ppo=...)`."""
+
+    def make(*, logit: float = 5.0, ppo: dict[str, Any] | None = None, **sections: Any) -> TrainRecipe:
+        model = {"name_or_path": ending(logit)} | sections.pop("model", {})
+        training = {"per_device_train_batch_size": 8} | sections.pop("training", {})
+        sampling = {"max_new_tokens": 6, "n": 2} | (ppo or {}).pop("sampling", {})
+        return recipe_of(
+            "ppo", ending(logit), model=model, training=training, ppo={"sampling": sampling} | (ppo or {}), **sections
+        )
+
+    return make
+
+
+@pytest.fixture
+def reward_model(recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str]) -> Callable[[], str]:
+    """The `final/` of a reward model that was trained a little."""
+
+    def make(name: str = "llama") -> str:
+        recipe = recipe_of("reward", model_folder(name), out=f"rm-{name}")
+        train(recipe)
+        return f"{recipe.output_dir}/final"
 
     return make
 

@@ -7,7 +7,7 @@ its chosen completion, in PPO any row is its prompt. The report's keys are docum
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -21,16 +21,10 @@ from rlhf.data.stats.lengths import LengthBias, SideLengths
 from rlhf.data.stats.repeats import Repeats, leakage
 from rlhf.data.stats.scripts import Scripts
 from rlhf.data.stats.texts import Texts
+from rlhf.recipe.schema import row_kinds
 
 REPORT_VERSION = 1
 LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
-# The kinds that a method trains on, as in `dataset`, which only a run with torch can import; a test holds them equal.
-TRAINABLE: Mapping[str, frozenset[str]] = {
-    "sft": frozenset({"demonstration"}),
-    "reward": frozenset({"preference", "ranking"}),
-    "dpo": frozenset({"preference"}),
-    "ppo": frozenset({"prompt"}),
-}
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ class _Split:
             if data is not row.data:
                 self._converted[f"{kind} -> {kind_of(data)}"] += 1
                 row = replace(row, data=data)
-            if method is not None and kind_of(data) not in TRAINABLE[method]:
+            if method is not None and kind_of(data) not in row_kinds(method):
                 self._untrainable[kind] += 1
                 self._untrainable_example = self._untrainable_example or f"{row.file}:{row.row}"
             yield row

@@ -1,0 +1,34 @@
+"""The rows of a recipe as tokens: the one way for training, inspection, generation and evaluation.
+
+What is shown is therefore what is trained: the same sources, limits and seed, from the same cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from rlhf.recipe.schema import EvalRecipe, GenerateRecipe, TrainRecipe
+from rlhf.tokens.dataset import Prompts, TokenizedRows, prompts, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def training_rows(
+    recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, which: Literal["train", "eval"]
+) -> TokenizedRows | Prompts:
+    """The segments of `data.train` or `data.eval`; prompts for a method that samples its own completions.
+
+    Raises DataError as `tokenize` and `prompts` do.
+    """
+    if recipe.longest_prompt is None:
+        return tokenize(recipe.data, tokenizer, recipe.row_kinds, which, seed=recipe.seed)
+    data = recipe.data
+    sources = data.train if which == "train" else data.eval
+    overflow: Literal["error", "drop"] = "error" if data.on_overflow == "error" else "drop"  # a prompt is never cut
+    return prompts(sources, tokenizer, data.template, recipe.longest_prompt, overflow, seed=recipe.seed)
+
+
+def sampling_prompts(recipe: GenerateRecipe | EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """The prompts that a recipe samples completions of. Raises DataError as `prompts` does."""
+    return prompts(recipe.prompts, tokenizer, recipe.template, seed=recipe.seed)

@@ -30,6 +30,7 @@ from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
+from rlhf.tokens.recipe_rows import with_template
 
 
 def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         raise RecipeError("rlhf eval runs in one process: start it without a launcher")
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = with_template(recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference = load_reference(recipe, device)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs

@@ -22,7 +22,7 @@ from rlhf.generation.scorers import Sample, load_scorers, total_scores
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
-from rlhf.tokens.recipe_rows import sampling_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 
 
@@ -30,6 +30,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report."""
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     prompts = sampling_prompts(recipe, tokenizer)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)

@@ -109,11 +109,11 @@ Sources = Annotated[list[SourceSection], BeforeValidator(_as_sources)]
 class TemplateSection(Section):
     """How a prompt becomes text.
 
-    `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is.
-    `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
+    `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is; `auto` is `chat`
+    where the rows are messages and `plain` where they are text. `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
     """
 
-    kind: Literal["plain", "chat"] = "plain"
+    kind: Literal["auto", "plain", "chat"] = "auto"
     prompt: str = "{prompt}"
     add_eos: bool = True
 

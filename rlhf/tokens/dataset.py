@@ -221,6 +221,7 @@ class _Rows:
             "rows_out": rows_out,
             "dropped": {reason: n for reason, n in dropped.items() if n},
             "quarantined": self.stream.quarantine.counts(),
+            "template": self.renderer.kind,
             "boundary_splits": self.renderer.boundary_splits,
             "special_tokens_in_text": self.renderer.special_tokens_in_text,
         }

@@ -16,7 +16,7 @@ from rlhf.data.rows import Located
 from rlhf.errors import RecipeError
 from rlhf.recipe.schema import AnyRecipe, Recipe, TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
 
@@ -41,6 +41,7 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         raise RecipeError(
             f"method: inspect shows what is trained on, and {getattr(recipe, 'method', '?')} trains nothing"
         )
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows = training_rows(recipe, tokenizer, "train")
     if isinstance(rows, Prompts):

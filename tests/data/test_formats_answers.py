@@ -163,7 +163,7 @@ def test_the_method_says_whether_the_answer_or_the_pair_is_meant(tmp_path: Path)
     (row,) = list(Stream(source, kinds={"preference"}))
     assert (row.data["chosen"], row.data["rejected"]) == ("a", "b")
     for kinds in (None, {"demonstration"}):
-        with pytest.raises(DataError, match="both an answer .* and a pair .*format: alpaca"):
+        with pytest.raises(DataError, match=r"both an answer .* and a pair .*format: alpaca"):
             list(Stream(source, kinds=kinds))
 
 

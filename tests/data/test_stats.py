@@ -166,10 +166,10 @@ def test_tokens_are_those_of_training(tmp_path: Path, template: TemplateSection)
 def test_rows_that_the_template_refuses_are_counted(tmp_path: Path) -> None:
     chat = {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}
     path = lines(tmp_path / "r.jsonl", [chat, chat])
-    target = Target("t", target_of(path).splits, method="sft", template=TemplateSection())
-    split = measure(target, Counting(TokenLengths(tiny_tokenizer(), TemplateSection()), "tokens", "tiny"))["splits"][
-        "all"
-    ]
+    target = Target("t", target_of(path).splits, method="sft", template=TemplateSection(kind="plain"))
+    split = measure(target, Counting(TokenLengths(tiny_tokenizer(), TemplateSection(kind="plain")), "tokens", "tiny"))[
+        "splits"
+    ]["all"]
     assert split["refused_by_template"] == {"rows": 2, "example": f"{path}:1"} and split["lengths"] == {}
     as_chat = measure(target, Counting(TokenLengths(tiny_tokenizer(), None), "tokens", "tiny"))["splits"]["all"]
     assert as_chat["refused_by_template"]["rows"] == 0 and as_chat["lengths"]["completion"]["p50"] >= 2

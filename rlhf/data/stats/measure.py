@@ -48,7 +48,7 @@ def measure(
     splits: dict[str, dict[str, Any]] = {}
     repeats: dict[str, Repeats] = {}
     for name, sources in target.splits.items():
-        kinds = TRAINABLE[target.method] if target.method else None
+        kinds = row_kinds(target.method) if target.method else None
         stream = Stream(sources, seed=target.seed, kinds=kinds, needs_rows=False)
         measures = _Split(target, counted)
         for chunk in chunks(measures.trained(stream), counted.lengths_of):

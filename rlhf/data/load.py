@@ -1,7 +1,8 @@
-"""Sources to canonical rows, with an account of every row: what each later stage of data starts from.
+"""Sources to canonical rows, with an account of every row. Every later step starts from these rows.
 
-Joins `sources`, `recognise` and `formats`; tables of plain text columns take the fast path of `columnar`. A `Stream` is read once and
-holds a block of rows at a time. For every source `rows_in + repeated = rows_out + dropped`, by reason, checked here.
+Joins `sources`, `recognise_format` and `formats`. Parquet and arrow files whose columns are plain text take the fast path of `convert_columns`.
+A `Stream` is read once and holds one block of rows at a time. For every source, `rows_in + repeated = rows_out + dropped`; this is
+checked here.
 """
 
 from __future__ import annotations

@@ -287,3 +287,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert saved == json.loads(json.dumps(stats(path)))
     assert (tmp_path / "s.html").read_text().startswith("<!doctype html>")
     assert CliRunner().invoke(app, ["data", "stats", path, "--max-length", "9"]).exit_code == 2
+
+
+def test_one_is_not_said_in_the_plural(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", PAIRS[:1])
+    said = CliRunner().invoke(app, ["data", "stats", path], env={"COLUMNS": "1000"}).output
+    assert "1 row\n" in said.replace(" \n", "\n") and "1 different, 0 repeats" in said and "1 times" not in said

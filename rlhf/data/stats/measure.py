@@ -24,7 +24,7 @@ from rlhf.data.stats.texts import Texts
 from rlhf.recipe.schema import row_kinds
 
 REPORT_VERSION = 1
-LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
+LABEL_FALSE = "label false: not an answer to imitate"  # as `rlhf.tokens.dataset` says it
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Split:
 
 
 def as_trained(row: Row, kind: str, method: str | None) -> Row | None:
-    """What a stage makes of a row, as in `dataset`; None where it leaves the row out.
+    """What a stage makes of a row, as in `rlhf.tokens.dataset`; None where it leaves the row out.
 
     SFT takes the chosen completion of a preference and an unpaired one whose label is true; PPO the prompt of anything.
     """

@@ -292,4 +292,5 @@ def test_the_command(tmp_path: Path) -> None:
 def test_one_is_not_said_in_the_plural(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", PAIRS[:1])
     said = CliRunner().invoke(app, ["data", "stats", path], env={"COLUMNS": "1000"}).output
-    assert "1 row\n" in said.replace(" \n", "\n") and "1 different, 0 repeats" in said and "1 times" not in said
+    assert "all: 1 row " in said and "1 different, 0 repeats" in said
+    assert "1 times" not in said and "1 repeat," not in said

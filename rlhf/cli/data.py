@@ -70,6 +70,9 @@ def data_dedup(
     column: Annotated[list[str] | None, typer.Option(help="What is compared (repeat it for several).")] = None,
     engine: Annotated[Engine, typer.Option(help="How near-duplicates are found.")] = Engine.fast,
     threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Jaccard similarity that counts as alike.")] = 0.8,
+    num_perm: Annotated[int, typer.Option(min=1, help="Values of a text's sketch, at most.")] = 256,
+    shingle_size: Annotated[int, typer.Option(min=1, help="Characters of a shingle.")] = 5,
+    max_chars: Annotated[int, typer.Option(min=0, help="Characters compared; 0 compares whole texts.")] = 500,
     keep: Annotated[Keep, typer.Option(help="Which of those alike stays.")] = Keep.first,
     against: Annotated[
         list[str] | None, typer.Option(help="Take out what is like a row of this file instead.", show_default=False)
@@ -89,7 +92,14 @@ def data_dedup(
         if len(splits) > 1:
             raise RecipeError(f"{path} holds {', '.join(splits)}; say which, for example: split={next(iter(splits))}")
         (sources,) = splits.values()
-        match = {"column": column or ["prompt"], "engine": engine.value, "threshold": threshold}
+        match = {
+            "column": column or ["prompt"],
+            "engine": engine.value,
+            "threshold": threshold,
+            "num_perm": num_perm,
+            "shingle_size": shingle_size,
+            "max_chars": max_chars or None,
+        }
         others = {"against": [{"path": other} for other in against or ()]}
         step = {"decontaminate": match | others} if against else {"dedup": match | {"keep": keep.value}}
         recipe = {

@@ -31,6 +31,7 @@ from rlhf.generation.launcher import one_process
 from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
+from rlhf.tokens.recipe_rows import with_template
 
 
 def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     one_process("rlhf eval")
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = with_template(recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     console = Console(stderr=True)
     reference = load_reference(recipe, device, console)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rlhf import embedded
 from rlhf.errors import RecipeError
-from rlhf.recipe.schema import AnyRecipe, EvalRecipe, GenerateRecipe, PpoRecipe
+from rlhf.recipe.schema import AnyRecipe, EvalRecipe, GenerateRecipe
+from rlhf.recipe.training import PpoRecipe
 from rlhf.recipe.yaml_lines import KeyPath
 from rlhf.runs import cache
 

@@ -25,7 +25,7 @@ from rlhf.generation.scorers import Sample, load_scorers, template_warnings, tot
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
-from rlhf.tokens.recipe_rows import sampling_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 
 
@@ -37,6 +37,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     one_process("rlhf generate")
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = with_template(recipe)
     model = recipe.model.name_or_path
     tokenizer = load_tokenizer(model)
     prompts = sampling_prompts(recipe, tokenizer)

@@ -18,7 +18,7 @@ from rlhf.recipe.schema import AnyRecipe
 from rlhf.recipe.sections import Recipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
 
@@ -43,6 +43,7 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         raise RecipeError(
             f"method: inspect shows what is trained on, and {getattr(recipe, 'method', '?')} trains nothing"
         )
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows = training_rows(recipe, tokenizer, "train")
     if isinstance(rows, Prompts):

@@ -18,7 +18,7 @@ from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.loop import Stage, fit
@@ -38,6 +38,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     if problem := recipe.problem_with(accelerator.num_processes):
         raise RecipeError(problem)
     set_seed(recipe.seed)
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
     report = {"train": rows.report, "eval": held_out.report}

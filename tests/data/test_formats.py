@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.data.load import Stream
 from rlhf.data.recognise_format import choose
 from rlhf.data.rows import Located, grades_of, kind_of
 from rlhf.errors import DataError
@@ -163,6 +164,59 @@ def test_what_fits_nothing_gets_a_line_to_paste(tmp_path: Path) -> None:
     assert "format: demonstration, columns: {prompt: question, completion: answer}" in str(error.value)
     pasted = load_one(path, format="demonstration", columns={"prompt": "question", "completion": "answer"})
     assert [r.data for r in pasted.rows] == [{"prompt": "q", "completion": "a"}]
+
+
+BINARIZED = {
+    "prompt": "q",
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+    "score_chosen": 8.0,
+    "score_rejected": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "format"),
+    [
+        ({"preference"}, "preference"),
+        ({"preference", "ranking"}, "preference"),
+        ({"demonstration"}, "messages"),
+        ({"prompt"}, "messages"),
+    ],
+)
+def test_the_method_decides_between_two_readings(tmp_path: Path, kinds: set[str], format: str) -> None:
+    """The columns of UltraFeedback, binarized. For PPO either reading is good: both give the same prompt."""
+    source = SourceSection(path=lines(tmp_path / "r.jsonl", [BINARIZED, BINARIZED]))
+    stream = Stream([source], kinds=kinds)
+    assert len(list(stream)) == 2 and stream.sources[0]["format"] == format
+    with pytest.raises(DataError, match="can be read in 2 ways"):
+        list(Stream([source]))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "data", "line"),
+    [
+        (None, {"Q": "q", "A": "a"}, "format: demonstration, columns: {prompt: Q, completion: A}"),
+        ({"demonstration"}, {"Q": "q", "A": "a"}, "format: demonstration, columns: {prompt: Q, completion: A}"),
+        ({"preference"}, {"Q": "q", "good": "a", "bad": "b"}, "format: preference, columns: {prompt: <the column"),
+        ({"preference"}, {"Q": "q", "better": "a", "worse": "b"}, "{prompt: Q, chosen: better, rejected: worse}"),
+        ({"preference", "ranking"}, {"Q": "q", "answers": ["a", "b"]}, "columns: {prompt: Q, best_first: answers}"),
+        (None, {"prompt": "q", "response": ["a", "b"]}, "format: ranking, columns: {prompt: prompt, best_first: response}"),
+    ],
+)  # fmt: skip
+def test_what_is_offered_is_what_the_method_takes(tmp_path: Path, kinds: Any, data: dict, line: str) -> None:
+    source = SourceSection(path=lines(tmp_path / "r.jsonl", [data]))
+    with pytest.raises(DataError) as error:
+        list(Stream([source], kinds=kinds))
+    assert line in str(error.value)
+    assert kinds in (None, {"demonstration"}) or "demonstration" not in str(error.value)
+
+
+def test_a_line_to_paste_reads_answers_that_are_listed_best_first(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", [{"prompt": "q", "response": ["best", "good", "bad"]}])
+    (found,) = load_one(path, format="ranking", columns={"prompt": "prompt", "best_first": "response"}).rows
+    assert found.data == {"prompt": "q", "completions": ["best", "good", "bad"], "ranking": [0, 1, 2]}
 
 
 @pytest.mark.parametrize(

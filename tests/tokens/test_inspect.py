@@ -18,6 +18,7 @@ from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import RECIPE, row_kinds
 from rlhf.tokens.dataset import TokenizedRows, tokenize
 from rlhf.tokens.inspect import CLOSE, OPEN, _pieces, check_rows, inspect
+from rlhf.tokens.recipe_rows import with_template
 from rlhf.tokens.segments import pad
 from tests.data.support import console, lines
 from tests.tiny import CHATML, tiny_tokenizer
@@ -135,7 +136,8 @@ def test_a_ranking_of_three_shows_every_completion_with_its_grade(tmp_path: Path
 
 def sound(tmp_path: Path, **options: Any) -> tuple[Any, TokenizedRows]:
     """A recipe and its rows; the second row is the one that the tests break."""
-    found = recipe(lines(tmp_path / "r.jsonl", [PAIR, PAIR | {"prompt": "a film"}, PAIR | {"prompt": "it"}]), **options)
+    path = lines(tmp_path / "r.jsonl", [PAIR, PAIR | {"prompt": "a film"}, PAIR | {"prompt": "it"}])
+    found = with_template(recipe(path, **options))
     rows = tokenize(found.data, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     assert check_rows(rows, found, tiny_tokenizer()) == 6
     return found, rows

@@ -20,14 +20,15 @@ OPT_IN = {NAMES[2]: "opt-in, under the Gemma Terms of Use"}
 
 
 def resolve(name_or_path: str) -> str:
-    """The local folder behind `embedded:NAME`; any other string comes back as it is.
+    """The local folder behind `embedded:NAME`; a run's folder becomes its `final/`; any other string comes back as it is.
 
     A model is a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template if it has one); the data a folder with
     `train/*.parquet` and `test/*.parquet` of {prompt, completion}. Made on first use, verified on every use.
     Raises RecipeError for an unknown name, SetupError when a package that it is made from is missing.
     """
     if not name_or_path.startswith(PREFIX):
-        return name_or_path
+        final = Path(name_or_path) / "final"
+        return str(final) if final.is_dir() else name_or_path
     if name_or_path == NAMES[0]:
         from rlhf.embedded import smollm2
 

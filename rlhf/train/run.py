@@ -16,6 +16,7 @@ from rlhf.errors import RecipeError, SetupError
 from rlhf.models.save import save_final
 from rlhf.recipe.schema import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
+from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
@@ -66,11 +67,13 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 def make_accelerator(recipe: TrainRecipe) -> Accelerator:
     """Accelerate for devices, processes and trackers; precision and accumulation are the recipe's, in one place."""
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision="no", log_with=list(recipe.logging.report_to) or None, project_dir=recipe.output_dir
         )
     except (ImportError, ValueError) as error:
         raise SetupError(f"logging.report_to: {error}") from error
+    refuse_rival_processes(accelerator.num_processes)
+    return accelerator
 
 
 def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:

@@ -116,11 +116,9 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
     Keys, values, files and callables; what earlier stages will make may be missing.
     """
     with reported(debug):
-        from rlhf.cli.check import check as check_names
-        from rlhf.recipe.loader import read
+        from rlhf.cli.check import read_and_check
 
-        loaded = read(recipe, overrides or ())
-        findings = check_names(loaded)
+        loaded, findings = read_and_check(recipe, overrides or ())
         if findings.problems:
             raise RecipeError(findings.problems)
         typer.echo(f"ok: {recipe} ({loaded.recipe.method})")
@@ -134,7 +132,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
 def inspect_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the first batch to show.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to show, in the order of training.")] = 4,
     debug: Debug = False,
 ) -> None:
     """Show the rows and tokens that a recipe would train on, and check every row."""

@@ -53,6 +53,7 @@ SAME = {
     "lora_rank": "lora.r",
     "lora_target": "lora.target_modules",
     "pref_beta": "dpo.beta",
+    "pref_loss": "dpo.loss_type",
     "reward_model": "ppo.rewards.0.model",
 }
 
@@ -97,7 +98,6 @@ SAID = {
     "max_prompt_length": "data.max_length holds prompt and completion together; there is no limit for the prompt alone",
     "max_completion_length": "data.max_length holds prompt and completion together; there is no limit for the completion alone",
     "precompute_ref_log_probs": "the reference is computed in each step; take the key out",
-    "pref_loss": "DPO's loss is the sigmoid loss; take the key out",
     "deepspeed": f"DeepSpeed {_UNSUPPORTED}; {_LAUNCH}",
     "fsdp": f"FSDP {_UNSUPPORTED}; {_LAUNCH}",
     "fsdp_config": f"FSDP {_UNSUPPORTED}; {_LAUNCH}",

@@ -49,8 +49,8 @@ def test_a_pair(tmp_path: Path) -> None:
     assert "\nprompt: the film\n" in text
     assert f"chosen (margin 0.5): {OPEN} was good<|im_end|>{CLOSE}\n" in text
     assert f"rejected: {OPEN} was not<|im_end|>{CLOSE}\n" in text
-    assert "checked 2 completions of 1 rows" in text
-    assert "preference (recognised by its columns), 1 rows, 1 usable" in text
+    assert "checked 2 completions of 1 row:" in text
+    assert "preference (recognised by its columns), 1 row, 1 usable" in text
 
 
 def test_chat_trains_the_answer_only(tmp_path: Path) -> None:

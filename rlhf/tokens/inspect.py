@@ -55,10 +55,14 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         seed=recipe.seed,
         accumulation=training.gradient_accumulation_steps,
     )
-    console.print(f"{len(rows.segments)} rows, {sampler.total_steps(1)} steps an epoch", highlight=False)
+    console.print(
+        f"{counted(len(rows.segments), 'row')}, {counted(sampler.total_steps(1), 'step')} an epoch", highlight=False
+    )
     for number, index in enumerate(islice(_in_order(sampler), min(shown, len(rows.segments)))):
         if number == 0 or index.opens:
-            console.print(f"step {index.step}, microbatch {index.microbatch}: {index.rows} rows", highlight=False)
+            console.print(
+                f"step {index.step}, microbatch {index.microbatch}: {counted(index.rows, 'row')}", highlight=False
+            )
         _show_segment(rows.segments[index.row], rows.rows[index.row], tokenizer, score_prompt, console)
     if len(rows.segments) > shown:
         console.print(f"and {counted(len(rows.segments) - shown, 'row')} more (--rows shows more)", highlight=False)

@@ -80,5 +80,5 @@ def test_rival_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_launchers_that_do_not_work_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     refuse_unsupported_launchers()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(SetupError, match="accelerate_configs/ddp.yaml"):
+    with pytest.raises(SetupError, match=r"accelerate_configs/ddp\.yaml"):
         refuse_unsupported_launchers()

@@ -16,6 +16,7 @@ from rlhf.runs import cache, manifest
 
 PREFIX = "embedded:"
 NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews", f"{PREFIX}gemma3-270m")
+HUB_NAMES = {NAMES[0]: "HuggingFaceTB/SmolLM2-135M-Instruct", NAMES[2]: "google/gemma-3-270m"}
 OPT_IN = {NAMES[2]: "opt-in, under the Gemma Terms of Use"}
 
 
@@ -42,6 +43,11 @@ def resolve(name_or_path: str) -> str:
 
         return str(cache.folder("gemma3-270m", gemma3.VERSION, gemma3.convert))
     raise RecipeError(unknown(name_or_path))
+
+
+def hub_name(name_or_path: str) -> str:
+    """The name under which others find a model: an embedded model's on the hub; any other comes back as it is."""
+    return HUB_NAMES.get(name_or_path, name_or_path)
 
 
 def unknown(name: str) -> str:

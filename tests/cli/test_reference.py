@@ -66,7 +66,7 @@ def test_every_command_shows_an_example() -> None:
 
     for words in commands(get_command(app)):
         shown = rlhf(*words, "--help").stdout
-        assert f"\n  rlhf {' '.join(words)}" in shown.partition("Example")[2], words
+        assert f"\n    rlhf {' '.join(words)}" in shown.partition("Example")[2], words
 
 
 def test_a_wheel_holds_the_pages_and_the_recipes(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def lines(split: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
     repeats = split["repeats"]
     for name in ("prompts", "rows"):
         r = repeats[name]
-        yield name, f"{r['distinct']} different, {r['repeats']} repeats, one {r['largest']} times"
+        most = f", the most frequent one {r['largest']} times" if r["largest"] > 1 else ""
+        yield name, f"{r['distinct']} different, {r['repeats']} repeat{'' if r['repeats'] == 1 else 's'}{most}"
     if split["kinds"].get("preference"):
         yield "contradictory", f"{repeats['contradictory']['pairs']} pairs are preferred both ways"
         yield (

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf.recipe.schema import METHODS, Recipe
-from rlhf.recipe.sections import Section
+from rlhf.recipe.schema import METHODS
+from rlhf.recipe.sections import Recipe, Section
 from rlhf.recipe.walk import sections_in
 
 HEAD = """# Every key of every recipe

@@ -6,12 +6,10 @@ from typing import Any
 
 from rlhf.embedded import PREFIX, hub_name
 from rlhf.recipe.loader import dump
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 
 
-def model_card(
-    recipe: TrainRecipe, lineage: dict[str, Any], report: dict[str, Any], metrics: dict[str, Any]
-) -> str:
+def model_card(recipe: TrainRecipe, lineage: dict[str, Any], report: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The card as Markdown, with the header that model hubs read. `report` is what became of the rows (data.json)."""
     base = hub_name(recipe.model.name_or_path)
     name = recipe.output_dir.rstrip("/").rsplit("/", 1)[-1]
@@ -50,7 +48,15 @@ def _header(recipe: TrainRecipe, base: str) -> list[str]:
     task = "text-classification" if recipe.method == "reward" else "text-generation"
     is_hub_name = not base.startswith((PREFIX, ".", "/", "~")) and base.count("/") == 1
     named = [f"base_model: {base}"] if is_hub_name else []
-    return ["---", "library_name: transformers", f"pipeline_tag: {task}", *named, f"tags: [rlhf, {recipe.method}]", "---", ""]
+    return [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {task}",
+        *named,
+        f"tags: [rlhf, {recipe.method}]",
+        "---",
+        "",
+    ]
 
 
 def _data(report: dict[str, Any]) -> list[str]:

@@ -1,8 +1,4 @@
-"""Start one recipe: the only place that knows which function carries out which method.
-
-The functions are named by strings and imported when they are called, so that nothing here is heavy and nothing below
-depends on what lies above.
-"""
+"""Start one recipe. It names the function that carries it out, which is imported only then: nothing here is heavy."""
 
 from __future__ import annotations
 
@@ -19,21 +15,11 @@ from rlhf.runs.launch import refuse_several_processes, refuse_unsupported_launch
 if TYPE_CHECKING:
     from rlhf.recipe.schema import AnyRecipe
 
-ENTRY_POINTS = {
-    "sft": "rlhf.train.run:train",
-    "reward": "rlhf.train.run:train",
-    "ppo": "rlhf.train.run:train",
-    "dpo": "rlhf.train.run:train",
-    "data": "rlhf.synthesis.steps:build",
-    "generate": "rlhf.generation.run:generate",
-    "eval": "rlhf.evaluate.run:evaluate",
-}
-COMMANDS = {"data": ("data", "build"), "generate": ("generate",), "eval": ("eval",)}  # all others: train
 
-
-def command(method: str) -> tuple[str, ...]:
-    """The words after `rlhf` that run a recipe of this method."""
-    return COMMANDS.get(method, ("train",))
+def imported(name: str) -> Any:
+    """What `module:name` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def run(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -49,14 +35,14 @@ def run(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -
 
 def run_recipe(recipe: AnyRecipe) -> dict[str, Any]:
     """Run a recipe that is already loaded, and keep its status.json."""
+    from rlhf.recipe.training import TrainRecipe
     from rlhf.runs.status import Status
 
     refuse_unsupported_launchers()
-    if recipe.method in COMMANDS:
+    if not isinstance(recipe, TrainRecipe):
         refuse_several_processes(recipe.method)
     with Status(recipe):
-        module, _, function = ENTRY_POINTS[recipe.method].partition(":")
-        summary: dict[str, Any] = getattr(import_module(module), function)(recipe)
+        summary: dict[str, Any] = imported(recipe.entry_point)(recipe)
     return summary
 
 

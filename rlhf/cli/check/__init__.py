@@ -17,9 +17,10 @@ from rlhf.cli.check.callables import problem_with_callable
 from rlhf.cli.check.paths import look_for_model, look_for_rows, problem_with_reward_model, will_be_made
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import Loaded, examine, lines
-from rlhf.recipe.schema import DataRecipe, EvalRecipe, PairJudgeSection, TrainRecipe
+from rlhf.recipe.schema import DataRecipe, EvalRecipe, PairJudgeSection
 from rlhf.recipe.sections import ScorerSection, SourceSection
 from rlhf.recipe.synthesis import OpenaiSection, ScoreStep
+from rlhf.recipe.training import TrainRecipe
 from rlhf.recipe.walk import sections, sections_that_stand
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
 from rlhf.synthesis.checks import problems as problems_with_steps

@@ -14,8 +14,8 @@ from pathlib import Path
 from rlhf import embedded
 from rlhf.embedded import resolve
 from rlhf.errors import DataError, RecipeError
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import SourceSection, TemplateSection
+from rlhf.recipe.training import TrainRecipe
 
 ROWS = 100  # as many as the format is recognised by
 BYTES = 2**28  # a file over this size is not opened where it has to be read whole

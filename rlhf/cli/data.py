@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, reported
+from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, example, reported
 from rlhf.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ Json = Annotated[
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as one page.", show_default=False)]
 
 
-@data_app.command("build")
+@data_app.command("build", epilog=example("rlhf data build recipes/stack_llama_2/0_data.yaml"))
 def data_build(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -59,7 +59,7 @@ def data_build(
     carry_out(("data", "build"), recipe, [*(overrides or ()), *(["strict=true"] if strict else [])], debug)
 
 
-@data_app.command("dedup")
+@data_app.command("dedup", epilog=example("rlhf data dedup rows.jsonl -o outputs/rows --column prompt"))
 def data_dedup(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.", show_default=False)],
@@ -113,7 +113,7 @@ def data_dedup(
         typer.echo(f"done: {output}")
 
 
-@data_app.command("cache")
+@data_app.command("cache", epilog=example("rlhf data cache --clean --older-than 30"))
 def data_cache(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what is listed.")] = False,
     older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Only what is older.")] = 0,
@@ -131,7 +131,7 @@ def data_cache(
         typer.echo(f"{'removed ' if clean else ''}{len(found)} in {token_cache.root()}, {size:,.1f} MB")
 
 
-@data_app.command("stats")
+@data_app.command("stats", epilog=example("rlhf data stats rows.jsonl --html stats.html"))
 def data_stats(
     target: Target,
     overrides: Changes = None,
@@ -150,7 +150,7 @@ def data_stats(
         _write(report, json, html)
 
 
-@data_app.command("lint")
+@data_app.command("lint", epilog=example("rlhf data lint rows.jsonl"))
 def data_lint(
     target: Target,
     overrides: Changes = None,

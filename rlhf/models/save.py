@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.embedded import hub_name
 from rlhf.errors import CheckpointError
 from rlhf.recipe.sections import TemplateSection
 
@@ -37,11 +38,20 @@ def save_final(
     _save_transformer(module, folder, dtype)
     if module.has_adapters:
         module.model.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
+        _name_the_base(folder / "adapter", hub_name(lineage["base"]))
     head = getattr(module, "head", None)
     if isinstance(head, nn.Linear):
         save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / "head.safetensors")
     tokenizer.save_pretrained(folder)
     (folder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
+
+
+def _name_the_base(adapter: Path, base: str) -> None:
+    """Let the adapter name its base as others can find it: peft writes the folder that it was loaded from, such as a cache's."""
+    config = adapter / "adapter_config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's unfilled card; final/README.md is the run's
 
 
 def load_head(model: ScalarModel, folder: Path) -> None:

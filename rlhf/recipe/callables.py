@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,7 +59,7 @@ def describe(error: Exception) -> str:
 
 
 def why_missing(spec: str) -> str | None:
-    """Why `spec` cannot be imported, or None where nothing speaks against it."""
+    """Why `spec` cannot be imported and called, or None where nothing speaks against it."""
     target, _, function = spec.partition(":")
     if target.endswith(".py"):
         if not Path(target).expanduser().is_file():
@@ -70,9 +70,11 @@ def why_missing(spec: str) -> str | None:
         if reason is not None:
             return reason
     names = _top_level_names(file)
-    if names is None or function in names:
+    if names is None or names.get(function):
         return None
-    near = difflib.get_close_matches(function, names, n=1)
+    if function in names:
+        return f"{spec} is not a function"
+    near = difflib.get_close_matches(function, [name for name, called in names.items() if called], n=1)
     return f"{target} has no {function!r}" + (f"; did you mean '{target}:{near[0]}'?" if near else "")
 
 
@@ -114,20 +116,35 @@ def _source_of(module: str) -> tuple[str | None, str | None]:
     return (found.origin if found is not None else None), None
 
 
-def _top_level_names(file: str | None) -> set[str] | None:
-    """The names that a Python file defines at its top level; None where its text does not tell."""
+def _top_level_names(file: str | None) -> dict[str, bool] | None:
+    """The names that a Python file defines, and whether each can be called; None where the text cannot tell."""
     if file is None or not file.endswith(".py"):
         return None
     try:
         tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
-    names: set[str] = set()
-    for node in ast.walk(tree):  # includes inner names: accepting a wrong name here is better than refusing a right one
+    names: dict[str, bool] = {}
+    for node in _statements(tree.body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(node.name)
+            names[node.name] = True
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
+            names.update({(alias.asname or alias.name).split(".")[0]: True for alias in node.names})
+        else:
+            value = getattr(node, "value", None)
+            literal = isinstance(value, ast.Constant | ast.List | ast.Dict | ast.Set | ast.Tuple | ast.JoinedStr)
+            targets = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+            names.update({name.id: not literal for name in targets if isinstance(name.ctx, ast.Store)})
     return None if "*" in names or "__getattr__" in names else names
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when the file is imported, also those inside `if`, `try` and `with`."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        for field in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(statement, field, []))
+        for handler in getattr(statement, "handlers", []):
+            yield from _statements(handler.body)

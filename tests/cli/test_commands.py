@@ -233,7 +233,7 @@ def test_check_finds_what_does_not_exist(change: str, problem: str) -> None:
     ],
 )
 def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
-    Path("scores.py").write_text("score = None\n")
+    Path("scores.py").write_text("score = len\n")
     assert rlhf("check", recipe(PPO), change).exit_code == 0
 
 
@@ -253,6 +253,7 @@ def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
 )
 def test_check_notes_what_an_earlier_stage_may_make(change: str, note: str) -> None:
     Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
     result = rlhf("check", recipe(SFT), change)
     assert result.exit_code == 0
     assert result.stdout.splitlines()[5:] == [f"  note: override '{change}': {note}"]
@@ -286,3 +287,59 @@ def test_python_m_rlhf_says_a_recipe_error_once() -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "message"),
+    [
+        (
+            '{"prompt": "p", "completion": "c"}',
+            SFT.replace("sft", "dpo"),
+            "data.train.0.path: these are demonstration rows",
+        ),
+        (
+            '{"a": "p"}',
+            SFT.replace("rows.jsonl", "{path: rows.jsonl, columns: {prompt: q}}"),
+            "columns: prompt: q: no such",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]}',
+            SFT,
+            "the rows are messages, which need a chat template; set data.template.kind: chat",
+        ),
+        ("", SFT, "data.train.0.path: rows.jsonl: holds no rows"),
+    ],
+)
+def test_check_reads_the_first_rows(rows: str, text: str, message: str) -> None:
+    Path("rows.jsonl").write_text(rows)
+    result = rlhf("check", recipe(text))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+
+
+def test_check_knows_a_reward_model_a_chat_template_and_a_function() -> None:
+    for folder in ("base", "judge/final"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "config.json").write_text("{}")
+    Path("base/tokenizer_config.json").write_text("{}")
+    Path("scores.py").write_text("score = 3\nif True:\n    def other(): ...\n")
+    ppo = recipe(PPO)
+    found = rlhf(
+        "check", ppo, "data.template.kind=chat", "ppo.rewards=[{callable: scores:score}, {model: judge}]"
+    ).stderr
+    assert "data.template.kind: chat, but the tokenizer of base has no chat template" in found
+    assert "ppo.rewards.0.callable: scores:score is not a function" in found
+    assert "ppo.rewards.1.model: judge is no reward model" in found
+    Path("judge/final/head.safetensors").touch()
+    Path("base/chat_template.jinja").touch()
+    changes = ("data.template.kind=chat", "ppo.rewards=[{callable: ./scores.py:other}, {model: judge}]")
+    assert rlhf("check", ppo, *changes).exit_code == 0
+
+
+def test_check_tells_missing_files_beside_mistakes_in_the_recipe() -> None:
+    result = rlhf("check", recipe(SFT.replace("rows", "row") + "sead: 1\n"))
+    assert result.stderr.splitlines() == [
+        "r.yaml:4: data.train.0.path: no such file: row.jsonl; did you mean 'rows.jsonl'?",
+        "r.yaml:5: sead: unknown key; did you mean 'seed'?",
+    ]

@@ -11,8 +11,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rlhf.recipe.schema import METHODS, Recipe
-from rlhf.recipe.sections import Section
+from rlhf.recipe.schema import METHODS
+from rlhf.recipe.sections import Recipe, Section
 
 HEAD = """# Every key of every recipe
 

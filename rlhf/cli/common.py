@@ -50,10 +50,7 @@ def carry_out(command: tuple[str, ...], path: Path, overrides: list[str] | None,
 
 def refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -> None:
     """Raise RecipeError for a recipe that another command runs; it says which."""
-    from rlhf.runs.start import command as command_of
-
-    method = loaded.recipe.method
-    right = command_of(method)
+    method, right = loaded.recipe.method, loaded.recipe.command
     if right != command:
         place = loaded.place(("method",))
         wrong, right_words = " ".join(command), " ".join(right)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import RecipeError, RlhfError
-from rlhf.runs.start import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,7 +147,7 @@ def _set_stale_checkpoints_aside(recipe: AnyRecipe, console: Console) -> None:
 
 def _run_stage(stage: Stage) -> int:
     """Run one stage in a child process that shares the terminal; returns its exit code."""
-    child = subprocess.Popen([sys.executable, "-m", "rlhf", *command(stage.recipe.method), str(stage.file)])
+    child = subprocess.Popen([sys.executable, "-m", "rlhf", *stage.recipe.command, str(stage.file)])
     try:
         try:
             code = child.wait()

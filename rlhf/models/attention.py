@@ -102,8 +102,9 @@ def use_attention(model: PreTrainedModel, implementation: str | None = NAME) -> 
     """
     before: str | None = model.config._attn_implementation
     for module in model.modules():
-        if isinstance(getattr(module, "config", None), PretrainedConfig):
-            module.config._attn_implementation = implementation
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            config._attn_implementation = implementation
     return before
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,8 @@ class SegmentModule(nn.Module, ABC):
             if getattr(config, name, None):  # in bf16 the comparison below might take a soft cap for rounding
                 return f"its config has {name}"
         device = self.transformer.device
-        vocabulary = self.transformer.get_input_embeddings().weight.shape[0]
+        embedding: Any = self.transformer.get_input_embeddings()
+        vocabulary = int(embedding.weight.shape[0])
         ids = [(i * 7919 + 13) % vocabulary for i in range(40)]
         segments = [Segment(ids[:7], [ids[7:12], ids[12:21]]), Segment(ids[21:24], [ids[24:30], ids[30:40]])]
         batch = collate(segments).to(device)

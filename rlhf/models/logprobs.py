@@ -35,7 +35,7 @@ class _HeadLogprobs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=_softmax_dtype(hidden)) if ctx.needs_input_grad[1] else None
@@ -91,7 +91,7 @@ def head_logprobs(
         dtype = weight.dtype
     bias = None if bias is None else bias.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        result: Tensor = _HeadLogprobs.apply(hidden.to(dtype), weight.to(dtype), bias, targets, temperature)
+        result: Tensor = _HeadLogprobs.apply(hidden.to(dtype), weight.to(dtype), bias, targets, temperature)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -75,7 +75,7 @@ def _save_transformer(module: SegmentModule, folder: Path, dtype: torch.dtype) -
     stored_dtype = network.config.dtype
     try:  # transformers refuses to write a model that says it is quantised; what is written here is not
         if quantizer is not None:
-            network.hf_quantizer = None
+            network.hf_quantizer = None  # type: ignore[assignment]
             del network.config.quantization_config
         network.config.dtype = dtype
         PreTrainedModel.save_pretrained(network, folder, state_dict=state)
@@ -96,8 +96,8 @@ def merged_state(network: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tens
     for name, layer in layers.items():
         base: Any = layer.base_layer
         weight = _dense(base.weight).float()
-        for adapter in layer.active_adapters:  # type: ignore[union-attr]
-            weight = weight + layer.get_delta_weight(adapter).float()  # type: ignore[operator]
+        for adapter in layer.active_adapters:
+            weight = weight + layer.get_delta_weight(adapter).float()
         state[f"{name}.weight"] = weight.to("cpu", dtype)
         if base.bias is not None:
             state[f"{name}.bias"] = base.bias.detach().to("cpu", dtype)
@@ -125,4 +125,4 @@ def _dense(weight: Tensor) -> Tensor:
         return weight.detach()
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[no-any-return]
+    return dequantize_4bit(weight.data, weight.quant_state)

@@ -6,7 +6,7 @@ error, never a silent default. Leaf names are Hugging Face's own. Nothing here i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -208,3 +208,13 @@ class ScorerSection(Section):
             self.name
             or (self.callable or self.model or "").rstrip("/").replace("/final", "").split("/")[-1].split(":")[-1]
         )
+
+
+class Recipe(Section):
+    """What every recipe has: where it writes, and its seed; and what carries it out."""
+
+    entry_point: ClassVar[str]  # `module:function` that takes the recipe and returns a summary
+    command: ClassVar[tuple[str, ...]]  # the words after `rlhf` that run it
+
+    output_dir: str
+    seed: NonNegativeInt = 0

@@ -1,8 +1,4 @@
-"""Start one recipe: the only place that knows which function carries out which method.
-
-The functions are named by strings and imported when they are called, so that nothing here is heavy and nothing below
-depends on what lies above.
-"""
+"""Start one recipe. It names the function that carries it out, which is imported only then: nothing here is heavy."""
 
 from __future__ import annotations
 
@@ -18,21 +14,11 @@ from rlhf.runs.failure import TERMINATED
 if TYPE_CHECKING:
     from rlhf.recipe.schema import AnyRecipe
 
-ENTRY_POINTS = {
-    "sft": "rlhf.train.run:train",
-    "reward": "rlhf.train.run:train",
-    "ppo": "rlhf.train.run:train",
-    "dpo": "rlhf.train.run:train",
-    "data": "rlhf.synthesis.steps:build",
-    "generate": "rlhf.generation.run:generate",
-    "eval": "rlhf.evaluate.run:evaluate",
-}
-COMMANDS = {"data": ("data", "build"), "generate": ("generate",), "eval": ("eval",)}  # all others: train
 
-
-def command(method: str) -> tuple[str, ...]:
-    """The words after `rlhf` that run a recipe of this method."""
-    return COMMANDS.get(method, ("train",))
+def imported(name: str) -> Any:
+    """What `module:name` stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,8 +36,7 @@ def run_recipe(recipe: AnyRecipe) -> dict[str, Any]:
     from rlhf.runs.status import Status
 
     with Status(recipe):
-        module, _, function = ENTRY_POINTS[recipe.method].partition(":")
-        summary: dict[str, Any] = getattr(import_module(module), function)(recipe)
+        summary: dict[str, Any] = imported(recipe.entry_point)(recipe)
     return summary
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rlhf.data.rows import Located
 from rlhf.errors import RecipeError
-from rlhf.recipe.schema import AnyRecipe, Recipe, TrainRecipe
+from rlhf.recipe.schema import AnyRecipe
+from rlhf.recipe.sections import Recipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.sampler import Sampler

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from rlhf.recipe.schema import EvalRecipe, GenerateRecipe, TrainRecipe
+from rlhf.recipe.schema import EvalRecipe, GenerateRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows, prompts, tokenize
 
 if TYPE_CHECKING:

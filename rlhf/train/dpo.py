@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.losses import LossOutput, dpo_loss
 from rlhf.models.policy import Reference
-from rlhf.recipe.schema import DpoRecipe
+from rlhf.recipe.training import DpoRecipe
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.train.setup import Setup
 from rlhf.train.supervised import Supervised

@@ -25,7 +25,7 @@ from rlhf.errors import CheckpointError, RlhfError
 from rlhf.losses import LossOutput
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.metrics import MetricsLog
 from rlhf.train.optim import learning_rate, make_optimizer

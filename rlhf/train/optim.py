@@ -33,7 +33,8 @@ def make_optimizer(module: nn.Module, section: TrainingSection) -> torch.optim.O
         import bitsandbytes
     except ImportError as error:
         raise SetupError(f"training.optim: {section.optim} needs bitsandbytes; pip install 'rlhf[quant]'") from error
-    kind = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
+    optim: Any = bitsandbytes.optim
+    kind = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}
     return kind[section.optim](filled, **options)  # type: ignore[no-any-return]
 
 

@@ -24,7 +24,7 @@ from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, t
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import PpoRecipe, PpoSection
+from rlhf.recipe.training import PpoRecipe, PpoSection
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update
@@ -99,26 +99,25 @@ class Ppo:
             order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
             for minibatch in np.array_split(order, self.section.num_mini_batches):
                 chosen = [experiences[i] for i in minibatch]
-                yield Update([Microbatch(e, tokens=e.rollout.batch.input_ids.numel()) for e in chosen], metrics)
+                yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics)
         # 6 control
         self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
 
     def count(self, batch: Experience) -> float:
-        return batch.rollout.batch.num_targets
+        return batch.batch.num_targets
 
     def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
-        rollout = batch.rollout
-        logprobs, values = module(rollout.batch, temperature=self.section.sampling.temperature)
+        logprobs, values = module(batch.batch, temperature=self.section.sampling.temperature)
         policy = policy_loss(
             logprobs=logprobs,
-            old_logprobs=rollout.old_logprobs,
+            old_logprobs=batch.old_logprobs,
             advantages=batch.advantages,
             cliprange=self.section.cliprange,
             num_tokens=count,
         )
         value = value_loss(
             values=values,
-            old_values=rollout.old_values,
+            old_values=batch.old_values,
             returns=batch.returns,
             cliprange_value=self.section.cliprange_value,
             num_tokens=count,
@@ -156,7 +155,7 @@ class Ppo:
 
     def _final_scores(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> Tensor:
         """What lands at each completion's last token, [M]: the centred score, and the missing-EOS rule."""
-        centred, rule = scores - self.reward_offset, self.section.missing_eos
+        centred, rule = scores - (self.reward_offset or 0.0), self.section.missing_eos
         if rule is None:
             return centred
         ended = torch.tensor([completion.ended for group in groups for completion in group])
@@ -170,17 +169,16 @@ class Ppo:
         experiences: Sequence[Experience],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
-        rollouts = [experience.rollout for experience in experiences]
-        kl = torch.cat([r.batch.sum_rows(r.kl) for r in rollouts])
-        returns = torch.cat([experience.returns for experience in experiences])
-        errors = returns - torch.cat([r.old_values for r in rollouts])
+        kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
+        returns = torch.cat([e.returns for e in experiences])
+        errors = returns - torch.cat([r.old_values for r in experiences])
         return {
             "score": self._mean(scores),
             "kl": self._mean(kl),
             "kl_coef": self.kl.value,
-            "objective": self._mean(torch.cat([r.scores for r in rollouts]) - self.kl.value * kl),
-            "entropy": self._mean(torch.cat([-r.old_logprobs for r in rollouts])),
-            "length": self._mean(torch.cat([r.batch.lengths.float() for r in rollouts])),
+            "objective": self._mean(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
+            "entropy": self._mean(torch.cat([-r.old_logprobs for r in experiences])),
+            "length": self._mean(torch.cat([r.batch.lengths.float() for r in experiences])),
             "eos_rate": self._mean(torch.tensor([float(c.ended) for g in groups for c in g])),
             "value/explained_variance": 1.0 - self._mean(errors**2) / max(self._variance(returns), 1e-8),
         } | {f"score/{name}": self._mean(torch.tensor([mean])) for name, mean in parts.items()}
@@ -191,8 +189,8 @@ class Ppo:
 
     def _mean(self, values: Tensor) -> float:
         """Over all ranks."""
-        total, count = self._sum(torch.tensor([float(values.sum()), float(values.numel())])).tolist()
-        return total / count
+        total, count = self._sum(torch.tensor([float(values.sum()), float(values.numel())]))
+        return float(total) / float(count)
 
     def _variance(self, values: Tensor) -> float:
         return self._mean((values - self._mean(values)) ** 2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.losses import LossOutput, ranked_pairs, reward_loss
-from rlhf.recipe.schema import RewardRecipe
+from rlhf.recipe.training import RewardRecipe
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.train.setup import Setup
 from rlhf.train.supervised import Supervised

@@ -20,7 +20,7 @@ from rlhf.generation.in_process import Completion
 from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import PpoSection
+from rlhf.recipe.training import PpoSection
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Prompt
 
@@ -47,10 +47,9 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Experience:
+class Experience(Rollout):
     """A rollout with what step 4 (estimate) makes of it: the batch that step 5 (update) trains on."""
 
-    rollout: Rollout
     advantages: Tensor  # [N]: whitened over the iteration where the recipe says so
     returns: Tensor  # [N]: what the value model should have said
 
@@ -98,7 +97,7 @@ def estimate(rollouts: Sequence[Rollout], section: PpoSection, *, kl_coef: float
         advantages, returns = gae(
             batch.to_rows(own), batch.to_rows(rollout.old_values), batch.mask, gamma=section.gamma, lam=section.lam
         )
-        experiences.append(Experience(rollout, advantages[batch.mask], returns[batch.mask]))
+        experiences.append(Experience(**vars(rollout), advantages=advantages[batch.mask], returns=returns[batch.mask]))
     if not section.whiten_advantages:
         return experiences
     whitened = whiten_all([e.advantages for e in experiences], reduce)

@@ -14,20 +14,16 @@ from rlhf import __version__
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError
 from rlhf.models.save import save_final
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
 from rlhf.runs.manifest import atomic_folder, write_atomically
+from rlhf.runs.start import imported
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
-from rlhf.train.dpo import Dpo
-from rlhf.train.loop import fit
-from rlhf.train.ppo import Ppo
-from rlhf.train.reward import Reward
+from rlhf.train.loop import Stage, fit
 from rlhf.train.setup import Setup
-from rlhf.train.sft import Sft
 
-STAGES: dict[str, Any] = {"sft": Sft, "reward": Reward, "dpo": Dpo, "ppo": Ppo}
 # keys of `training` that a resumed run may change: they move no number that was already computed
 MAY_CHANGE = ("max_steps", "num_train_epochs", "eval_steps", "per_device_eval_batch_size")
 
@@ -49,7 +45,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "data.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     setup = Setup(recipe, accelerator, tokenizer, rows.items, held_out.items)
-    stage = STAGES[recipe.method](recipe, setup)
+    stage: Stage[Any] = imported(recipe.stage)(recipe, setup)
     identity = run_identity(recipe, rows.fingerprint)
     checkpoints = Checkpoints(folder / "checkpoints", identity, recipe.checkpoint.save_total_limit)
     accelerator.init_trackers("rlhf")

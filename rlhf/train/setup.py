@@ -14,7 +14,7 @@ from rlhf.generation.in_process import Engine, TransformersEngine
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from rlhf.losses import LossOutput, sft_loss
-from rlhf.recipe.schema import SftRecipe
+from rlhf.recipe.training import SftRecipe
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.train.setup import Setup
 from rlhf.train.supervised import Supervised

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlhf.losses import LossOutput
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import SegmentBatch
 from rlhf.train.batches import Batches, HeldOut
 from rlhf.train.loop import Update

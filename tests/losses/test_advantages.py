@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.losses import gae, masked_moments, token_rewards, whiten
+from rlhf.losses import gae, moments, token_rewards, whiten
 from tests.losses import oracle
 from tests.losses.support import Numbers, assert_close, check, completion_masks, masks, numbers, smooth_numbers, tensor
 
@@ -25,41 +23,34 @@ def _gae(rewards: np.ndarray, values: np.ndarray, mask: np.ndarray, gamma: float
 # Rewards
 
 
-@check
-@given(numbers, completion_masks(), st.sampled_from([0.0, 0.05, 1.0]))
-def test_token_rewards(draw: Numbers, mask: np.ndarray, kl_coef: float) -> None:
-    scores, kl = draw(len(mask), scale=3), draw(*mask.shape)
-    rewards = token_rewards(tensor(scores), tensor(kl), tensor(mask), kl_coef=kl_coef)
-    assert_close(rewards, oracle.token_rewards(scores, kl, mask, kl_coef))
+lengths_of = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(np.array)
 
 
 @check
-@given(numbers, completion_masks())
-def test_the_score_lands_on_the_last_token_only(draw: Numbers, mask: np.ndarray) -> None:
-    """One completion's score moves one reward: the one before its right padding, wherever its left padding ends."""
-    kl = tensor(draw(*mask.shape))
-    without = token_rewards(tensor(np.zeros(len(mask))), kl, tensor(mask), kl_coef=0.1)
-    scored = token_rewards(tensor(np.ones(len(mask))), kl, tensor(mask), kl_coef=0.1)
-    moved = (scored - without).numpy()
-    for row in range(len(mask)):
-        expected = np.zeros(mask.shape[1])
-        expected[np.flatnonzero(mask[row])[-1]] = 1.0
-        assert_close(moved[row], expected)
+@given(numbers, lengths_of, st.sampled_from([0.0, 0.05, 1.0]))
+def test_token_rewards(draw: Numbers, lengths: np.ndarray, kl_coef: float) -> None:
+    mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+    scores, kl = draw(len(lengths), scale=3), draw(*mask.shape)
+    rewards = token_rewards(tensor(scores), tensor(kl[mask]), torch.tensor(lengths), kl_coef=kl_coef)
+    assert_close(rewards, oracle.token_rewards(scores, kl, mask, kl_coef)[mask])
 
 
-def test_the_score_of_a_completion_of_one_token() -> None:
-    kl = torch.tensor([[0.5, 9.0, 9.0], [0.1, 0.2, 0.3]], dtype=torch.float64)
-    mask = torch.tensor([[True, False, False], [True, True, True]])
-    # row 0: 2 - 0.1 x 0.5 = 1.95 and padding; row 1: -0.01, -0.02, and 3 - 0.03 = 2.97
-    rewards = token_rewards(torch.tensor([2.0, 3.0]), kl, mask, kl_coef=0.1)
-    np.testing.assert_allclose(rewards, [[1.95, 0.0, 0.0], [-0.01, -0.02, 2.97]], rtol=0, atol=1e-15)
+@check
+@given(numbers, lengths_of)
+def test_the_score_lands_on_the_last_token_only(draw: Numbers, lengths: np.ndarray) -> None:
+    kl = tensor(draw(int(lengths.sum())))
+    without, scored = (
+        token_rewards(tensor(np.full(len(lengths), s)), kl, torch.tensor(lengths), kl_coef=0.1) for s in (0.0, 1.0)
+    )
+    expected = np.concatenate([[0.0] * (n - 1) + [1.0] for n in lengths])
+    assert_close(scored - without, expected)
 
 
-def test_an_empty_row_has_no_reward() -> None:
-    """A row that only fills a batch: nothing to land on, nothing added."""
-    mask = torch.tensor([[False, False], [True, True]])
-    rewards = token_rewards(torch.tensor([5.0, 7.0]), torch.zeros(2, 2), mask, kl_coef=0.1)
-    assert rewards.tolist() == [[0.0, 0.0], [0.0, 7.0]]
+def test_token_rewards_by_hand() -> None:
+    kl = torch.tensor([0.5, 0.1, 0.2, 0.3], dtype=torch.float64)
+    # one token: 2 - 0.1 x 0.5 = 1.95; three tokens: -0.01, -0.02, and 3 - 0.03 = 2.97
+    rewards = token_rewards(torch.tensor([2.0, 3.0]), kl, torch.tensor([1, 3]), kl_coef=0.1)
+    np.testing.assert_allclose(rewards, [1.95, -0.01, -0.02, 2.97], rtol=0, atol=1e-15)
 
 
 # Advantages
@@ -154,25 +145,23 @@ def test_gae_by_hand() -> None:
 @given(numbers, masks(), st.sampled_from([0.0, 3.0, -1000.0]), st.booleans())
 def test_moments_and_whitening(draw: Numbers, mask: np.ndarray, offset: float, shift_mean: bool) -> None:
     values = draw(*mask.shape, scale=2, offset=offset)
-    mean, variance = masked_moments(tensor(values), tensor(mask))
+    mean, variance = moments(tensor(values[mask]))
     expected_mean, expected_variance = oracle.moments(values, mask)
     assert_close(mean, expected_mean)
     assert_close(variance, expected_variance)
     if expected_variance > 1e-6:  # else rounding is all that is left to scale
-        whitened = whiten(tensor(values), tensor(mask), mean=mean, variance=variance, shift_mean=shift_mean)
-        assert_close(whitened, oracle.whiten(values, mask, expected_mean, expected_variance, shift_mean))
+        whitened = whiten(tensor(values[mask]), mean=mean, variance=variance, shift_mean=shift_mean)
+        assert_close(whitened, oracle.whiten(values, mask, expected_mean, expected_variance, shift_mean)[mask])
 
 
 @check
 @given(smooth_numbers, completion_masks(), st.sampled_from([0.0, 5.0]))
 def test_whitened_numbers_have_mean_zero_and_variance_one(draw: Numbers, mask: np.ndarray, offset: float) -> None:
-    mask = np.concatenate([mask, np.ones((1, mask.shape[1]), dtype=bool)])  # two values at least
-    if mask.sum() < 3:
-        mask = np.ones((2, 2), dtype=bool)
-    values = tensor(draw(*mask.shape, scale=2, offset=offset))
-    mean, variance = masked_moments(values, tensor(mask))
-    whitened = whiten(values, tensor(mask), mean=mean, variance=variance)
-    kept = whiten(values, tensor(mask), mean=mean, variance=variance, shift_mean=False)
+    count = max(3, int(mask.sum()))
+    values, mask = tensor(draw(count, scale=2, offset=offset)), np.ones(count, dtype=bool)
+    mean, variance = moments(values)
+    whitened = whiten(values, mean=mean, variance=variance)
+    kept = whiten(values, mean=mean, variance=variance, shift_mean=False)
     ones = float(variance / (variance + 1e-8))  # what the 1e-8 in the root leaves of a variance of one
     assert_close(np.array(oracle.moments(whitened.numpy(), mask)), np.array([0.0, ones]))
     assert_close(np.array(oracle.moments(kept.numpy(), mask)), np.array([float(mean), ones]))
@@ -180,51 +169,51 @@ def test_whitened_numbers_have_mean_zero_and_variance_one(draw: Numbers, mask: n
 
 def test_whitening_by_hand() -> None:
     # 1, 2, 6: mean 3, unbiased variance (4 + 1 + 9) / 2 = 7; (1 - 3) / sqrt(7) = -0.75592894...
-    values, mask = torch.tensor([[1.0, 2.0, 6.0, 99.0]], dtype=torch.float64), torch.tensor([[True, True, True, False]])
-    mean, variance = masked_moments(values, mask)
+    values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
+    mean, variance = moments(values)
     assert (mean.item(), variance.item()) == (3.0, 7.0)
-    whitened = whiten(values, mask, mean=mean, variance=variance)
-    expected = [[-0.7559289460184544, -0.3779644730092272, 1.1338934190276817, 0.0]]
+    whitened = whiten(values, mean=mean, variance=variance)
+    expected = [-0.7559289460184544, -0.3779644730092272, 1.1338934190276817]
     np.testing.assert_allclose(whitened, expected, rtol=1e-8)
-    kept = whiten(values, mask, mean=mean, variance=variance, shift_mean=False)
-    np.testing.assert_allclose(kept, [[2.2440710539815456, 2.6220355269907728, 4.133893419027682, 0.0]], rtol=1e-8)
+    kept = whiten(values, mean=mean, variance=variance, shift_mean=False)
+    np.testing.assert_allclose(kept, [2.2440710539815456, 2.6220355269907728, 4.133893419027682], rtol=1e-8)
 
 
 def test_equal_values_whiten_to_zero() -> None:
-    values, mask = torch.full((2, 3), 0.7, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool)
-    mean, variance = masked_moments(values, mask)
-    assert whiten(values, mask, mean=mean, variance=variance).abs().max().item() < 1e-6
+    values = torch.full((6,), 0.7, dtype=torch.float64)
+    mean, variance = moments(values)
+    assert whiten(values, mean=mean, variance=variance).abs().max().item() < 1e-6
 
 
 def test_moments_do_not_cancel() -> None:
     """1e8 + {0, 1, 2} has variance 1: a mean of squares minus a square of the mean would lose it."""
     values = torch.tensor([1e8, 1e8 + 1, 1e8 + 2], dtype=torch.float64)
-    mean, variance = masked_moments(values, torch.ones(3, dtype=torch.bool))
+    mean, variance = moments(values)
     assert (mean.item(), variance.item()) == (1e8 + 1, 1.0)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_moments_of_next_to_nothing(count: int) -> None:
-    values, mask = torch.tensor([4.0, 5.0]), torch.tensor([count == 1, False])
-    mean, variance = masked_moments(values, mask)
+    values = torch.tensor([4.0][:count])
+    mean, variance = moments(values)
     assert (mean.item(), variance.item()) == (4.0 * count, 0.0)
-    assert whiten(values, mask, mean=mean, variance=variance).tolist() == [0.0, 0.0]
+    assert whiten(values, mean=mean, variance=variance).tolist() == [0.0] * count
 
 
-def _over_shards(shards: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """masked_moments on each rank, their sums exchanged as all-reduce would: one more collective known each round."""
+def _over_shards(shards: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`moments` on each rank, their sums exchanged as all-reduce would: one more collective known each round."""
     sums: list[Tensor] = []
     while True:
         sent: list[list[Tensor]] = []
         results = []
-        for values, mask in shards:
+        for values in shards:
             mine: list[Tensor] = []
 
             def reduce(total: Tensor, mine: list[Tensor] = mine) -> Tensor:
                 mine.append(total.clone())
                 return sums[len(mine) - 1].clone() if len(mine) <= len(sums) else total
 
-            results.append(masked_moments(values, mask, reduce=reduce))
+            results.append(moments(values, reduce=reduce))
             sent.append(mine)
         assert len({len(mine) for mine in sent}) == 1, "every rank must take part in every collective"
         if len(sums) == len(sent[0]):
@@ -237,8 +226,8 @@ def _over_shards(shards: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
 def test_moments_over_two_shards_are_the_whole(draw: Numbers, mask: np.ndarray, cut: int, offset: float) -> None:
     """One of the two may hold nothing; both end with the global moments."""
     values = draw(*mask.shape, offset=offset)
-    split: Callable[[np.ndarray], list[np.ndarray]] = lambda x: [x.ravel()[:cut], x.ravel()[cut:]]  # noqa: E731
-    shards = [(tensor(v), tensor(m)) for v, m in zip(split(values), split(mask), strict=True)]
+    flat = tensor(values[mask])
+    shards = [flat[:cut], flat[cut:]]
     expected = oracle.moments(values, mask)
     for mean, variance in _over_shards(shards):
         assert_close(mean, expected[0])

@@ -28,13 +28,20 @@ from tests.losses.support import (
     numbers,
     partition,
     seeds,
+    smooth_numbers,
     tensor,
 )
 
 betas, smoothings = st.sampled_from([0.01, 0.1, 0.5, 2.0]), st.sampled_from([0.0, 0.1, 0.25, 0.5])
 
 
-def _dpo(four: Sequence[np.ndarray], beta: float, num_pairs: int | Tensor | None = None, e: float = 0.0) -> LossOutput:
+def _dpo(
+    four: Sequence[np.ndarray],
+    beta: float,
+    num_pairs: int | Tensor | None = None,
+    e: float = 0.0,
+    loss_type: str = "sigmoid",
+) -> LossOutput:
     chosen, rejected, ref_chosen, ref_rejected = (x if isinstance(x, Tensor) else tensor(x) for x in four)
     return dpo_loss(
         chosen_logprobs=chosen,
@@ -43,6 +50,7 @@ def _dpo(four: Sequence[np.ndarray], beta: float, num_pairs: int | Tensor | None
         ref_rejected_logprobs=ref_rejected,
         beta=beta,
         num_pairs=len(chosen) if num_pairs is None else num_pairs,
+        loss_type=loss_type,
         label_smoothing=e,
     )
 
@@ -66,6 +74,21 @@ def test_dpo(draw: Numbers, count: int, beta: float, smoothing: float, elsewhere
             inputs[i],
             lambda at, i=i: oracle.dpo(*four[:i], at, *four[i + 1 :], beta, total, smoothing)["loss"],
         )
+
+
+@pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
+@check
+@given(draw=smooth_numbers, count=counts, beta=betas)
+def test_the_other_losses_of_the_margin(loss_type: str, draw: Numbers, count: int, beta: float) -> None:
+    four = _four(draw, count)
+    inputs = [tensor(x, grad=i < 2) for i, x in enumerate(four)]
+    output = _dpo(inputs, beta, count, loss_type=loss_type)
+    assert_output(output, oracle.dpo(*four, beta, count, loss_type=loss_type))
+    output.loss.backward()
+    h = beta * ((four[0] - four[2]) - (four[1] - four[3]))
+    slope = np.where(h < 1, -beta, 0.0) if loss_type == "hinge" else 2 * (h / beta - 1 / (2 * beta))
+    assert_close(inputs[0].grad, slope / count)
+    assert_close(inputs[1].grad, -slope / count)
 
 
 @check

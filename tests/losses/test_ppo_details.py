@@ -38,10 +38,9 @@ def _policy(
     num_tokens: int | Tensor | None = None,
 ) -> LossOutput:
     return policy_loss(
-        logprobs=logprobs if isinstance(logprobs, Tensor) else tensor(logprobs),
-        old_logprobs=tensor(old),
-        advantages=tensor(advantages),
-        mask=tensor(mask),
+        logprobs=(logprobs if isinstance(logprobs, Tensor) else tensor(logprobs))[tensor(mask)],
+        old_logprobs=tensor(old[mask]),
+        advantages=tensor(advantages[mask]),
         cliprange=cliprange,
         num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
     )
@@ -56,10 +55,9 @@ def _value(
     num_tokens: int | Tensor | None = None,
 ) -> LossOutput:
     return value_loss(
-        values=values if isinstance(values, Tensor) else tensor(values),
-        old_values=tensor(old),
-        returns=tensor(returns),
-        mask=tensor(mask),
+        values=(values if isinstance(values, Tensor) else tensor(values))[tensor(mask)],
+        old_values=tensor(old[mask]),
+        returns=tensor(returns[mask]),
         cliprange_value=cliprange,
         num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
     )

@@ -187,10 +187,9 @@ def test_policy_loss(seed: int) -> None:
     }
     theirs = trl.GRPOTrainer._compute_loss(trainer, None, inputs)
     ours = policy_loss(
-        logprobs=logprobs,
-        old_logprobs=old,
-        advantages=advantages,
-        mask=tensor(mask),
+        logprobs=logprobs[tensor(mask)],
+        old_logprobs=old[tensor(mask)],
+        advantages=advantages[tensor(mask)],
         cliprange=0.2,
         num_tokens=int(mask.sum()),
     )

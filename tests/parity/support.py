@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer

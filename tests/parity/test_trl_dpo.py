@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import collate
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.dpo import Dpo

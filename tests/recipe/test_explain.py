@@ -49,7 +49,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
           max_length: "10"
           template: {prompt: {prompt}}
           max_length: 5
-        dpo: {beta: 0, loss_type: ipo}
+        dpo: {beta: 0, loss_type: kto}
         lora: {target_modules: [1], r: 1.5}
         training: {lr: 3, bf16: yes, lr_scheduler_type: cosin, weight_decay: .nan, max_steps: abc}
         sft: {}
@@ -68,7 +68,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:8: data.template.prompt: expected text, got a section; put the text in quotes",
         "r.yaml:9: data.max_length: this key was already given on line 7",
         "r.yaml:10: dpo.beta: must be more than 0, got 0",
-        "r.yaml:10: dpo.loss_type: expected 'sigmoid', the only choice; got the string 'ipo'",
+        "r.yaml:10: dpo.loss_type: expected one of sigmoid, hinge, ipo; got the string 'kto'",
         "r.yaml:11: lora.r: expected a whole number, got the number 1.5",
         "r.yaml:11: lora.target_modules.0: expected text, got the number 1; put the text in quotes",
         "r.yaml:12: training.lr_scheduler_type: expected one of constant, linear, cosine; got the string 'cosin'; "

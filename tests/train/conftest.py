@@ -18,7 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from rlhf.recipe.schema import RECIPE, TrainRecipe
+from rlhf.recipe.schema import RECIPE
+from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.tiny import tiny_tokenizer
 

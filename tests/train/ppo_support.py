@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from rlhf.generation.in_process import Completion
-from rlhf.recipe.schema import PpoRecipe, TrainRecipe
+from rlhf.recipe.training import PpoRecipe, TrainRecipe
+from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.ppo import Ppo
 from rlhf.train.rollout import Experience
-from rlhf.train.run import load_rows, make_accelerator
+from rlhf.train.run import make_accelerator
 from rlhf.train.setup import Setup
 from tests.tiny import tiny_tokenizer
 
@@ -46,22 +47,23 @@ def stage_of(recipe: TrainRecipe) -> Ppo:
     assert isinstance(recipe, PpoRecipe)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    rows = load_rows(recipe, tokenizer)
-    stage = Ppo(recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.train, rows.held_out))
+    rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
+    stage = Ppo(recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.items, held_out.items))
     stage.engine = Recorder(stage.engine)
     stage.module.train()
     return stage
 
 
 def iteration(stage: Ppo, step: int = 0) -> list[Experience]:
-    """The rollouts of one iteration, each microbatch once (its first epoch)."""
+    """The rollouts of one iteration, each microbatch once (its first epoch); its metrics are left in `stage.measured`."""
     updates = list(stage.updates(step))
-    return [m.batch for window in updates[: stage.section.num_mini_batches] for m in window]
+    stage.measured = dict(updates[0].metrics)  # type: ignore[attr-defined]
+    return [m.batch for update in updates[: stage.section.num_mini_batches] for m in update.microbatches]
 
 
 def tokens(rollouts: Iterable[Experience], name: str) -> Tensor:
     """One number a completion token, over all microbatches."""
-    return torch.cat([getattr(r, name)[r.batch.mask] for r in rollouts])
+    return torch.cat([getattr(r, name) for r in rollouts])
 
 
 def by_completion(rollouts: Iterable[Experience]) -> dict[tuple[int, ...], dict[str, Tensor]]:
@@ -73,7 +75,8 @@ def by_completion(rollouts: Iterable[Experience]) -> dict[tuple[int, ...], dict[
             span = r.batch.spans[int(r.batch.segments[m])]
             prompt = tuple(r.batch.input_ids[span.start : span.start + span.prompt].tolist())
             names = ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns")
-            found[(*prompt, -1, *ids)] = {n: getattr(r, n)[m, :length] for n in names} | {"scores": r.scores[m]}
+            own = r.batch.rows == m
+            found[(*prompt, -1, *ids)] = {n: getattr(r, n)[own] for n in names} | {"scores": r.scores[m]}
     return found
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from rlhf.errors import RecipeError, RlhfError
 from rlhf.recipe.loader import dump
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import TrainingSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.train.optim import learning_rate, make_optimizer
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 from rlhf.errors import RecipeError
 from rlhf.generation.in_process import Completion, TransformersEngine
 from rlhf.generation.scorers import Sample, load_scorers
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import SENTENCES, tiny_tokenizer
@@ -55,7 +55,7 @@ def test_the_value_model_starts_from_a_model_that_reads_the_policys_tokens(
     recipe = recipe_of("ppo", model_folder("llama"), ppo={"rewards": [{"model": foreign_reward_model}]})
     stage = stage_of(recipe)
     assert stage.value_model.transformer.config.vocab_size == len(tiny_tokenizer())
-    assert sum(len(update) for update in stage.updates(0)) > 0
+    assert sum(len(update.microbatches) for update in stage.updates(0)) > 0
     with pytest.raises(RecipeError, match=r"ppo\.value_model: .* has another tokenizer than the policy"):
         stage_of(recipe_of("ppo", model_folder("llama"), ppo={"value_model": foreign_reward_model}))
 

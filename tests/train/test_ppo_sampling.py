@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from rlhf.generation.in_process import TransformersEngine
 from rlhf.models.load import disable_dropout
 from rlhf.models.policy import Policy
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection, SamplingSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.tokenizer import load_tokenizer
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import config_of
@@ -90,11 +90,11 @@ def test_03_the_temperature_divides_the_logits_of_policy_old_and_reference_alike
 ) -> None:
     stage = stage_of(ragged(model={"batching": batching}, ppo={"sampling": {"temperature": 0.7}}))
     rollouts = iteration(stage)
-    assert stage.metrics["kl"] == 0.0
+    assert stage.measured["kl"] == 0.0
     for r in rollouts:
         assert torch.equal(r.old_logprobs, r.ref_logprobs)
         logprobs, _ = stage.module(r.batch, temperature=stage.section.sampling.temperature)
-        assert torch.equal(r.batch.to_rows(logprobs), r.old_logprobs)
+        assert torch.equal(logprobs, r.old_logprobs)
         output = stage.forward_loss(stage.module, r, torch.tensor(float(r.batch.num_targets)))
         assert output.metrics["policy/ratio"].item() == pytest.approx(1.0, abs=1e-6)
         assert output.metrics["policy/approx_kl"].item() == output.metrics["policy/clip_fraction"].item() == 0.0
@@ -165,8 +165,8 @@ def test_18_eos_is_never_suppressed(ragged: Callable[..., TrainRecipe]) -> None:
     stage = stage_of(ragged(logit=40.0, ppo={"sampling": {"max_new_tokens": 6}, "missing_eos": {"value": -9.0}}))
     rollouts = iteration(stage)
     assert all(c.ids == [EOS] and c.ended and c.text == "" for group in stage.engine.groups[0] for c in group)
-    assert stage.metrics["eos_rate"] == stage.metrics["length"] == 1.0
-    assert stage.metrics["score"] == 0.0
+    assert stage.measured["eos_rate"] == stage.measured["length"] == 1.0
+    assert stage.measured["score"] == 0.0
     assert torch.cat([r.old_logprobs.flatten() for r in rollouts]).abs().max() < 1e-6
     stage.module.zero_grad()
     stage.value_model.head.bias.data += 1.0  # an error for the value model to learn from
@@ -211,5 +211,5 @@ def test_the_models_own_generation_config_does_not_leak(
     assert stages[1].policy.transformer.generation_config.repetition_penalty == 3.0
     rollouts = [iteration(stage) for stage in stages]
     assert stages[0].engine.groups == stages[1].engine.groups
-    assert stages[0].metrics == stages[1].metrics
+    assert stages[0].measured == stages[1].measured
     assert_same_experience(*rollouts)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.losses import LossOutput
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
 from tests.train.ppo_support import (
@@ -25,16 +25,15 @@ def test_14_value_clipping_takes_half_the_larger_error(ragged: Callable[..., Tra
     stage = stage_of(ragged(ppo={"cliprange_value": 0.15, "cliprange": 0.1, "vf_coef": 0.7}))
     [r] = iteration(stage)
     generator = torch.Generator().manual_seed(0)
-    mask = r.batch.mask
     logprobs, values = (
-        old[mask] + 0.3 * torch.randn(int(mask.sum()), generator=generator) for old in (r.old_logprobs, r.old_values)
+        old + 0.3 * torch.randn(len(old), generator=generator) for old in (r.old_logprobs, r.old_values)
     )
     n = r.batch.num_targets
     output: LossOutput = stage.forward_loss(lambda *_, **__: (logprobs, values), r, torch.tensor(float(n)))
-    old, returns, advantages = r.old_values[mask], r.returns[mask], r.advantages[mask]
+    old, returns, advantages = r.old_values, r.returns, r.advantages
     clipped = torch.maximum(torch.minimum(values, old + 0.15), old - 0.15)
     value = 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2).sum() / n
-    ratio = (logprobs - r.old_logprobs[mask]).exp()
+    ratio = (logprobs - r.old_logprobs).exp()
     policy = -torch.minimum(ratio * advantages, ratio.clamp(0.9, 1.1) * advantages).sum() / n
     torch.testing.assert_close(output.loss, policy + 0.7 * value)
     assert output.metrics["value/clip_fraction"] > 0 and output.metrics["policy/clip_fraction"] > 0
@@ -125,10 +124,10 @@ def test_an_iteration_is_exactly_epochs_times_minibatches_optimizer_steps(
     stage = stage_of(recipe)
     updates = list(stage.updates(0))
     microbatches = 4 // max(1, size // 2)
-    assert [len(window) for window in updates] == [microbatches // minibatches] * (epochs * minibatches)
+    assert [len(update.microbatches) for update in updates] == [microbatches // minibatches] * (epochs * minibatches)
     for epoch in range(epochs):  # every sample once an epoch
-        windows = updates[epoch * minibatches : (epoch + 1) * minibatches]
-        assert len({id(m.batch) for window in windows for m in window}) == microbatches
+        own = updates[epoch * minibatches : (epoch + 1) * minibatches]
+        assert len({id(m.batch) for update in own for m in update.microbatches}) == microbatches
 
 
 def test_minibatches_of_several_microbatches_are_one_gradient(ragged: Callable[..., TrainRecipe]) -> None:
@@ -169,5 +168,5 @@ def test_before_the_first_update_every_ratio_is_exactly_one(
     assert stage.policy.bf16 == bf16
     for r in iteration(stage):
         logprobs, values = stage.module(r.batch, temperature=0.7)
-        assert torch.equal(r.batch.to_rows(logprobs), r.old_logprobs)
-        assert torch.equal(r.batch.to_rows(values), r.old_values)
+        assert torch.equal(logprobs, r.old_logprobs)
+        assert torch.equal(values, r.old_values)

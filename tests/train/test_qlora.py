@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from rlhf.errors import RecipeError
 from rlhf.models.load import load_policy
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of

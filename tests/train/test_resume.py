@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rlhf.errors import CheckpointError
 from rlhf.recipe.loader import dump
-from rlhf.recipe.schema import TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.manifest import problems
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
@@ -126,11 +126,11 @@ def test_changed_data_recipe_or_base_is_refused(
     recipe_of: Recipes, model_folder: Folders, rows: dict[str, str]
 ) -> None:
     recipe = trained(recipe_of, model_folder)
-    with pytest.raises(CheckpointError, match="recipe changed since this checkpoint"):
+    with pytest.raises(CheckpointError, match=r"recipe\.training\.learning_rate: 0\.01 then, 0\.0001 now"):
         train(recipe_of("sft", model_folder("llama"), lora=LORA, checkpoint=SAVING, training={"learning_rate": 1e-4}))
     path = Path(rows["sft"])
     path.write_text(path.read_text().replace("good", "great"))
-    with pytest.raises(CheckpointError, match="data changed since this checkpoint"):
+    with pytest.raises(CheckpointError, match="rows: its content has changed"):
         train(recipe)
 
 
@@ -195,5 +195,21 @@ def test_another_reward_model_under_a_resumed_ppo_run_is_refused(recipe_of: Reci
     recipe = recipe_of("ppo", model_folder("llama"), ppo=ppo, checkpoint=SAVING)
     train(recipe)
     train(recipe_of("reward", model_folder("llama"), out="rm", training={"max_steps": 5}))
-    with pytest.raises(CheckpointError, match="other models changed since this checkpoint"):
+    with pytest.raises(CheckpointError, match=r"models\.ppo\.rewards\.0\.model: its content has changed"):
+        train(recipe)
+
+
+def test_a_changed_reward_function_under_a_resumed_ppo_run_is_refused(
+    recipe_of: Recipes, model_folder: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its source: the recipe still names the same function."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "my_reward.py"
+    source.write_text("def score(prompts, completions):\n    return [float(len(c)) for c in completions]\n")
+    ppo = {"rewards": [{"callable": "my_reward:score"}]}
+    recipe = recipe_of("ppo", model_folder("llama"), ppo=ppo, checkpoint=SAVING)
+    train(recipe)
+    source.write_text(source.read_text().replace("float(len(c))", "-float(len(c))"))
+    with pytest.raises(CheckpointError, match=r"callables\.ppo\.rewards\.0\.callable: its content has changed"):
         train(recipe)

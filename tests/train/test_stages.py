@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rlhf.models.load import load_policy, load_scalar_model
-from rlhf.recipe.schema import TrainRecipe
 from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
 from tests.tiny import tiny_tokenizer

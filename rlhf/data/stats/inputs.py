@@ -21,8 +21,9 @@ from rlhf.errors import RecipeError
 from rlhf.recipe import overrides as overriding
 from rlhf.recipe import yaml_lines
 from rlhf.recipe.loader import load
-from rlhf.recipe.schema import DataRecipe, EvalRecipe, GenerateRecipe, PpoRecipe, TrainRecipe
+from rlhf.recipe.schema import DataRecipe, EvalRecipe, GenerateRecipe
 from rlhf.recipe.sections import SourceSection, TemplateSection
+from rlhf.recipe.training import PpoRecipe, TrainRecipe
 
 ALL = "all"  # the one split of a file
 FIRST = ("train", "validation", "eval", "test")  # splits in the order in which they are shown; others follow by name

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 from rlhf.errors import RecipeError
 from rlhf.recipe import explain, yaml_lines
 from rlhf.recipe.overrides import apply
-from rlhf.recipe.schema import METHODS, AnyRecipe, Recipe
+from rlhf.recipe.schema import METHODS, AnyRecipe
+from rlhf.recipe.sections import Recipe
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place
 
 

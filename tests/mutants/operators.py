@@ -32,6 +32,7 @@ NAMES = {
 }
 DROPPED_CALLS = {"detach", "clamp", "double", "float", "cumsum", "abs"}  # `x.detach()` becomes `x`
 SKIPPED = (ast.Raise, ast.Import, ast.ImportFrom, ast.Assert)
+COMMUTATIVE = {"minimum", "maximum", "min", "max", "promote_types"}  # their arguments may change places
 UNINTERESTING = {
     "dim",
     "keepdim",
@@ -123,11 +124,8 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _changes_of_a_call(node: ast.Call) -> Iterator[ast.AST]:
-    if (
-        len(node.args) == 2
-        and not isinstance(node.args[0], ast.Constant)
-        and ast.dump(node.args[0]) != ast.dump(node.args[1])
-    ):
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    if len(node.args) == 2 and not isinstance(node.args[0], ast.Constant) and name not in COMMUTATIVE:
         yield _with(node, args=node.args[::-1])
     match node.func:
         case ast.Name(id="range"):

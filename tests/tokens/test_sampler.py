@@ -101,3 +101,34 @@ def test_a_token_budget_packs_in_order() -> None:
 def test_what_makes_no_sense_is_refused(options: dict) -> None:
     with pytest.raises(ValueError):
         Sampler(**({"lengths": [1]} | options))
+
+
+def test_the_dealing_by_hand() -> None:
+    """Seven rows over three slots: 3, 2, 2. Eight rows of two ranks with two steps of three: 2, 2, 2, 2."""
+    assert Sampler([1] * 7, batch_size=3, accumulation=3, shuffle=False).window(0) == [[0, 1, 2], [3, 4], [5, 6]]
+    ranks = [Sampler([1] * 8, batch_size=3, rank=r, world_size=2, accumulation=2, shuffle=False) for r in range(2)]
+    assert [sampler.window(0) for sampler in ranks] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+def test_a_budget_that_is_just_reached_is_not_exceeded() -> None:
+    sampler = Sampler([3, 5, 1, 8, 2, 6, 9], max_tokens=8, accumulation=2, shuffle=False)
+    assert [sampler.window(step) for step in range(sampler.steps_per_epoch)] == [[[0, 1], [2]], [[3], [4, 5]], [[6]]]
+    assert sampler.steps_per_epoch == 3
+    assert [sampler.epoch_of(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert sampler.window(4) == [[3], [4, 5]]
+
+
+def test_what_a_sampler_refuses_and_takes() -> None:
+    for options in (
+        {"rank": -1},
+        {"rank": 2, "world_size": 2},
+        {"world_size": 0},
+        {"accumulation": 0},
+        {"max_tokens": -1},
+    ):
+        with pytest.raises(ValueError):
+            Sampler([1], **options)
+    last = Sampler([1], rank=1, world_size=2)
+    assert last.window(0) == [[]]
+    with pytest.raises(ValueError, match="count from 0"):
+        last.window(-1)

@@ -34,7 +34,7 @@ TESTS = {
     "rlhf/losses/sft.py": ["tests/losses/test_sft.py"],
     "rlhf/models/logprobs.py": ["tests/models/test_logprobs.py"],
     "rlhf/tokens/segments.py": ["tests/tokens/test_segments.py"],
-    "rlhf/tokens/template.py": ["tests/tokens/test_template.py"],
+    "rlhf/tokens/template.py": ["tests/tokens/test_template.py", "tests/tokens/test_template_specials.py"],
     "rlhf/tokens/sampler.py": ["tests/tokens/test_sampler.py"],
     "rlhf/data/rankings.py": ["tests/data/test_rankings.py"],
     "rlhf/generation/choosing.py": ["tests/generation/test_choosing.py"],

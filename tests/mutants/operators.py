@@ -87,6 +87,8 @@ def _nodes(node: ast.AST, function: str) -> Iterator[tuple[ast.AST, ast.AST, str
             inner = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) else function
             if isinstance(child, ast.keyword) and child.arg in UNINTERESTING:
                 continue
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
             yield child, node, inner
             yield from _nodes(child, inner)
 

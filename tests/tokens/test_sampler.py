@@ -132,3 +132,23 @@ def test_what_a_sampler_refuses_and_takes() -> None:
     assert last.window(0) == [[]]
     with pytest.raises(ValueError, match="count from 0"):
         last.window(-1)
+
+
+def test_what_a_sampler_does_unless_asked() -> None:
+    """One row a step, shuffled with seed 0, on one rank."""
+    plain = Sampler([1] * 20)
+    assert [plain.window(step) for step in range(20)] == [
+        Sampler([1] * 20, batch_size=1, seed=0, shuffle=True, rank=0, world_size=1, accumulation=1).window(step)
+        for step in range(20)
+    ]
+    assert all(len(rows) == 1 for step in range(20) for rows in plain.window(step))
+
+
+def test_with_a_budget_an_epoch_may_have_another_number_of_steps() -> None:
+    sampler = Sampler([1 + i * 5 % 7 for i in range(24)], max_tokens=9, seed=2)
+    assert [sampler.steps_in(epoch) for epoch in range(4)] == [13, 14, 14, 13]
+    assert sampler.steps_per_epoch == 13
+    assert [sampler.total_steps(epochs) for epochs in (1, 1.5, 2, 3)] == [13, 20, 27, 41]
+    assert [sampler.epoch_of(step) for step in (12, 13, 26, 27, 40, 41)] == [0, 1, 1, 2, 2, 3]
+    rows = [i for step in range(13, 27) for batch in sampler.window(step) for i in batch]
+    assert sorted(rows) == list(range(24))

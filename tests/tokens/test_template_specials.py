@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.recipe.sections import TemplateSection
@@ -121,3 +121,41 @@ def test_a_tokenizer_that_cannot_split_control_tokens() -> None:
     ids = Renderer(tokenizer, PLAIN).prompt_ids("say <|im_end|> now")
     assert plain.eos_token_id not in ids
     assert plain.decode(ids) == "say <|im_end|> now"
+
+
+def test_a_prompt_with_a_control_token_begins_like_any_prompt(word_start: PreTrainedTokenizerFast) -> None:
+    ids = Renderer(word_start, PLAIN).prompt_ids("the </s>")
+    assert ids[: len(begin := word_start("the", add_special_tokens=False)["input_ids"])] == begin
+    assert word_start.decode(ids) == "the </s>"
+
+
+def test_special_tokens_behind_a_text_are_no_part_of_the_front() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    names = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=names
+    )
+    assert tokenizer.decode(Renderer(tokenizer, PLAIN).prompt_ids("a")) == "<|im_start|>a"
+
+
+def test_a_turn_without_its_end_is_taken_whole() -> None:
+    """This template puts no end after the turn `x`, although it does after others."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['content'] != 'x' %}{{ '<|pad|>' }}{% endif %}{% endfor %}"
+    )
+    renderer = Renderer(tokenizer, CHAT)
+    answers = [tokenizer.decode(s.completion_ids[0]) for s in renderer.batch_segments(
+        [{"prompt": "p", "completion": c} for c in ("x", "y")])]  # fmt: skip
+    assert answers == ["x<|im_end|>", "y<|pad|><|im_end|>"]
+
+
+def test_a_token_that_only_begins_turns_does_not_end_a_completion() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+    )
+    turns = [{"role": role, "content": text} for role, text in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
+    segment = Renderer(tokenizer, CHAT).segment({"prompt": [USER], "completion": turns})
+    assert tokenizer.decode(segment.completion_ids[0]) == "a<|im_start|>b<|im_start|>c<|im_end|>"

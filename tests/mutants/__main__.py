@@ -36,7 +36,7 @@ TESTS = {
     "rlhf/tokens/segments.py": ["tests/tokens/test_segments.py"],
     "rlhf/tokens/template.py": ["tests/tokens/test_template.py", "tests/tokens/test_template_specials.py"],
     "rlhf/tokens/sampler.py": ["tests/tokens/test_sampler.py"],
-    "rlhf/data/rankings.py": ["tests/data/test_rankings.py"],
+    "rlhf/data/rankings.py": ["tests/data/test_rankings.py", "tests/data/test_rankings_edges.py"],
     "rlhf/generation/choosing.py": ["tests/generation/test_choosing.py"],
 }
 

@@ -110,3 +110,23 @@ def test_half_precision_logits_are_drawn_from_in_full_precision() -> None:
     """A sum of 5,000 equal probabilities in bfloat16 would stop growing early and never reach the last tokens."""
     chosen = choose_tokens(torch.zeros(1, 5000, dtype=torch.bfloat16), SamplingSection(), torch.tensor([0.9]))
     assert abs(chosen.item() - 4500) <= 1
+
+
+def test_the_softmax_of_half_precision_logits_is_not_rounded() -> None:
+    logits = torch.tensor([1.0, 0.25, -0.5, 0.0], dtype=torch.bfloat16).expand(5000, 4)
+    noise = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
+    assert torch.equal(
+        choose_tokens(logits, SamplingSection(), noise), choose_tokens(logits.float(), SamplingSection(), noise)
+    )
+
+
+def test_top_p_stops_when_it_is_just_reached() -> None:
+    noise = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    chosen = choose_tokens(torch.zeros(100, 4), SamplingSection(top_p=0.5), noise)
+    assert len(set(chosen.tolist())) == 2  # a quarter each
+
+
+def test_very_rare_tokens_can_be_told_apart() -> None:
+    """Two tokens of one in a billion: single precision could not say which of them the noise means."""
+    logits = torch.tensor([[1.0, 1e-9, 1e-9]]).log()
+    assert choose_tokens(logits, SamplingSection(), torch.tensor([1 - 1.5e-9], dtype=torch.float64)).tolist() == [1]

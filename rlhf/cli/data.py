@@ -14,8 +14,22 @@ from rlhf.errors import RecipeError
 if TYPE_CHECKING:
     from rich.console import Console
 
-Engine = Enum("Engine", [(name, name) for name in ("fast", "exact", "datasketch", "ray")], type=str)
-Keep = Enum("Keep", [(name, name) for name in ("first", "longest")], type=str)
+
+class Engine(str, Enum):
+    """Of `dedup`."""
+
+    fast = "fast"
+    exact = "exact"
+    datasketch = "datasketch"
+    ray = "ray"
+
+
+class Keep(str, Enum):
+    """Which of two alike stays."""
+
+    first = "first"
+    longest = "longest"
+
 
 data_app = typer.Typer(help="Make datasets, and tell what is in them.", no_args_is_help=True)
 

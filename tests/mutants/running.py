@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import os
+import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from tests.mutants.operators import Mutant
 
 HEAVY = ("torch", "numpy", "hypothesis", "pytest", "pyarrow", "pydantic", "transformers", "transformers.models.llama",
          "tokenizers", "_pytest.assertion.rewrite", "scipy")  # fmt: skip
+MEMORY = 12 * 2**30  # bytes of address space a mutant may take: an endless loop may fill the machine
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "killed (too slow)"
 
 
@@ -53,9 +55,9 @@ def preload() -> None:
 
 
 def outcomes(
-    mutants: Sequence[tuple[Mutant, list[str]]], *, processes: int, limit: float
+    mutants: Sequence[tuple[Mutant, list[str]]], *, processes: int, limits: Mapping[str, float]
 ) -> Iterator[tuple[Mutant, str, float]]:
-    """Each mutant with what became of it, in the order in which they end. `limit`: seconds a mutant may take."""
+    """Each mutant with what became of it, in the order in which they end. `limits`: seconds a mutant of a file may take."""
     waiting = list(mutants)[::-1]
     running: dict[int, tuple[Mutant, float]] = {}
     while waiting or running:
@@ -65,9 +67,9 @@ def outcomes(
         time.sleep(0.02)
         for pid, (mutant, began) in list(running.items()):
             seconds = time.monotonic() - began
-            if seconds > limit:
+            if seconds > limits[mutant.path]:
                 os.kill(pid, signal.SIGKILL)
-            done, status = os.waitpid(pid, 0 if seconds > limit else os.WNOHANG)
+            done, status = os.waitpid(pid, 0 if seconds > limits[mutant.path] else os.WNOHANG)
             if done:
                 del running[pid]
                 yield mutant, _word(mutant, status), seconds
@@ -86,6 +88,7 @@ def _start(mutant: Mutant, tests: list[str]) -> int:
         return pid
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)

@@ -242,7 +242,7 @@ def test_a_gzip_stream_that_breaks_off(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
     rows, stream, entries = load_all(path)
     last = max(entries, key=lambda e: e["row"])
-    assert "the gzip stream breaks off here" in last["reason"] and last["row"] > 1000
+    assert "the gzip stream ends too early here" in last["reason"] and last["row"] > 1000
     before = both[: last["row"] - 1]
     assert {r.row: r.data for r in rows} == {
         n: json.loads(line) for n, (line, bad) in enumerate(before, 1) if bad is None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.readers.names import TABLES
 from rlhf.errors import RecipeError
 from rlhf.recipe import overrides as overriding
 from rlhf.recipe import yaml_lines
@@ -27,7 +28,6 @@ from rlhf.recipe.training import PpoRecipe, TrainRecipe
 
 ALL = "all"  # the one split of a file
 FIRST = ("train", "validation", "eval", "test")  # splits in the order in which they are shown; others follow by name
-TABLES = (".parquet", ".arrow")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}$")
 
 

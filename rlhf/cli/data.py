@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-class Engine(str, Enum):
+class Engine(StrEnum):
     """Of `dedup`."""
 
     fast = "fast"
@@ -24,7 +24,7 @@ class Engine(str, Enum):
     ray = "ray"
 
 
-class Keep(str, Enum):
+class Keep(StrEnum):
     """Which of two alike stays."""
 
     first = "first"

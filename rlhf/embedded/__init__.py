@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 
 from rlhf.errors import RecipeError, SetupError
@@ -28,8 +29,8 @@ def resolve(name_or_path: str) -> str:
     Raises RecipeError for an unknown name, SetupError when a package that it is made from is missing.
     """
     if not name_or_path.startswith(PREFIX):
-        final = Path(name_or_path) / "final"
-        return str(final) if final.is_dir() else name_or_path
+        final = os.path.join(name_or_path, "final")
+        return final if os.path.isdir(final) else name_or_path  # isdir: False for what cannot be a path
     if name_or_path == NAMES[0]:
         from rlhf.embedded import smollm2
 

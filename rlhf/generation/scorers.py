@@ -87,9 +87,13 @@ def template_warnings(sections: Sequence[ScorerSection], template: TemplateSecti
         trained = saved_template(Path(resolve(section.model)))
         if trained is not None and trained != template:
             theirs, ours = trained.model_dump(), template.model_dump()
+            if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
+                theirs["kind"] = ours["kind"]
             differ = ", ".join(
                 f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key]
             )
+            if not differ:
+                continue
             warnings.append(
                 f"the reward model {section.model} was trained with another template ({differ}); set template: to match"
             )

@@ -286,17 +286,15 @@ def test_the_real_alpaca_texts_are_what_its_authors_rendered() -> None:
 
 
 def test_the_real_rankings_agree_with_the_scores_they_were_made_of() -> None:
-    """An order read as ranks would disagree on every 3-cycle."""
     scored = {r.data["prompt"]: r.data for r in load_one(real("ko_rankings/scored.jsonl")).rows}
     cycles = 0
     for located in load_one(real("ko_rankings/kochatgpt_2_RM.derived.json")).rows:
-        data = located.data
-        if data["ranking"] not in ([1, 2, 0], [2, 0, 1]) or data["prompt"] not in scored:
+        data, source = located.data, scored.get(located.data["prompt"])
+        if data["ranking"] not in ([1, 2, 0], [2, 0, 1]) or source is None:
             continue
-        source = scored[data["prompt"]]
         score_of = dict(zip(source["completions"], source["scores"], strict=True))
         scores = [score_of[c] for c in data["completions"]]
-        assert sorted(range(3), key=lambda i: -scores[i]) == data["ranking"]
-        assert sorted(range(3), key=lambda i: -grades_of(data)[i]) == data["ranking"]
+        for values in (scores, grades_of(data)):
+            assert sorted(range(3), key=lambda i, v=values: -v[i]) == data["ranking"]
         cycles += 1
     assert cycles > 50

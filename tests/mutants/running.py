@@ -95,10 +95,11 @@ def _start(mutant: Mutant, tests: list[str]) -> int:
 
         # A failure is enough: nothing is gained by looking for the smallest example of it.
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-        hypothesis.settings.register_profile("mutants", phases=phases, database=None)
-        hypothesis.settings.load_profile("mutants")
+        hypothesis.settings.register_profile("mutants", phases=phases, database=None, deadline=None)
 
-        code = pytest.main([*tests, "-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-seed=0"])
+        code = pytest.main(
+            [*tests, "-x", "-q", "-n0", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--hypothesis-profile=mutants"]
+        )
         os._exit(int(code))
     except BaseException:
         os._exit(3)

@@ -82,24 +82,32 @@ def problem_with_kind(recipe: TrainRecipe, source: SourceSection) -> str | None:
         return f"these are {kind} rows, and method: {recipe.method} trains on {wanted} rows (see format: and columns:)"
     if messages and recipe.data.template.kind == "plain":
         return "the rows are messages, which need a chat template; set data.template.kind: chat"
+    if messages and recipe.data.template.kind == "auto" and not may_have_chat_template(recipe.model.name_or_path):
+        model = recipe.model.name_or_path
+        return f"the rows are messages, which need a chat template, and the tokenizer of {model} has none"
     return None
 
 
 def problem_with_template(template: TemplateSection, model: str) -> str | None:
     """Why the template cannot be used with the model's tokenizer, or None; a model that is not here is not looked at."""
-    folder = _model_folder(model)
-    if template.kind != "chat" or folder is None or not (folder / "tokenizer_config.json").is_file():
+    if template.kind != "chat" or may_have_chat_template(model):
         return None
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return None
-    if any((folder / "additional_chat_templates").glob("*.jinja")):
-        return None
-    try:
-        if json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"):
-            return None
-    except (OSError, ValueError, AttributeError):
-        return None  # loading the tokenizer will say more
     return f"chat, but the tokenizer of {model} has no chat template; set kind: plain, or take a model that has one"
+
+
+def may_have_chat_template(model: str) -> bool:
+    """Whether the model's tokenizer has a chat template, as far as its files tell; True where they are not here."""
+    folder = _model_folder(model)
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return True
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    if any((folder / "additional_chat_templates").glob("*.jinja")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return True  # loading the tokenizer will say more
 
 
 def _model_folder(model: str) -> Path | None:

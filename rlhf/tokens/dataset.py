@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Kind, Located, chunks, kind_of, text_of
+from rlhf.data.origins import Origins
+from rlhf.data.rows import LABEL_FALSE, Located, chunks, kind_of, text_of, trained_as
 from rlhf.errors import DataError
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
 from rlhf.tokens.cache import token_folder
 from rlhf.tokens.segments import Segment
-from rlhf.tokens.store import Places, Prompt, Segments, TokenWriter, prompts_of
+from rlhf.tokens.store import Prompt, Segments, TokenWriter, prompts_of
 from rlhf.tokens.template import Renderer
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 Overflow = Literal["error", "drop", "truncate"]
 
 AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the ids' room
-UNDESIRABLE = "label false: not an answer to imitate"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TokenizedRows:
     """Segments in file order, where each came from, and the report; the first two read from disk as they are asked for."""
 
     segments: Sequence[Segment] = field(default_factory=Segments)
-    rows: Sequence[Located] = field(default_factory=Places)
+    rows: Sequence[Located] = field(default_factory=Origins)
     report: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""  # a hash of every token and number: a resumed run must see the very same rows
 
@@ -87,7 +87,7 @@ def tokenize(
     what = {"kinds": sorted(kinds), "max_length": data.max_length, "on_overflow": data.on_overflow}
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, data.template), seed, kinds)
+        work = _CountedStream(sources, Renderer(tokenizer, data.template), seed, kinds)
         fit = _Fit(data.max_length, data.on_overflow, f"data.{which}")
         writer = TokenWriter(folder)
         for chunk in work.chunks(kinds):
@@ -99,7 +99,7 @@ def tokenize(
         writer.close(work.report(writer.rows) | more | {"truncated": fit.truncated, "tokens": writer.tokens})
 
     folder = token_folder(sources, tokenizer, data.template, what, seed, make)
-    return TokenizedRows(Segments(folder), Places(folder), folder.report, folder.fingerprint)
+    return TokenizedRows(Segments(folder), folder.origins, folder.report, folder.fingerprint)
 
 
 def prompts(
@@ -118,12 +118,12 @@ def prompts(
     """
     out = Prompts()
     if not sources:
-        out.rows, out.fingerprint = Places(), ""
+        out.rows, out.fingerprint = Origins(), ""
         out.report = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
         return out
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, template), seed, {"prompt"})
+        work = _CountedStream(sources, Renderer(tokenizer, template), seed, {"prompt"})
         fit = _Fit(max_length, "error" if on_overflow == "error" else "drop", "prompts")
         writer = TokenWriter(folder)
         for chunk in work.distinct_prompts():
@@ -139,11 +139,11 @@ def prompts(
     what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow}
     folder = token_folder(sources, tokenizer, template, what, seed, make)
     out.extend(prompts_of(folder))
-    out.rows, out.report, out.fingerprint = Places(folder), folder.report, folder.fingerprint
+    out.rows, out.report, out.fingerprint = folder.origins, folder.report, folder.fingerprint
     return out
 
 
-class _Rows:
+class _CountedStream:
     """The stream of a section's rows on their way to tokens, and what became of them."""
 
     def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int, kinds: Collection[str]) -> None:
@@ -174,18 +174,17 @@ class _Rows:
             yield rows
 
     def _of_kind(self, row: Located, kinds: Collection[str]) -> Located | None:
-        kind: Kind = kind_of(row.data)
+        data, kind = trained_as(row.data, kinds), kind_of(row.data)
         if kind in kinds:
             return row
-        if "demonstration" not in kinds or kind not in ("preference", "unpaired"):
+        if data is row.data:
             wanted = " or ".join(sorted(kinds))
             raise row.error(f"this is a {kind} row; the stage trains on {wanted} rows (see format: and columns:)")
         self.converted = f"{kind} -> demonstration ({'chosen' if kind == 'preference' else 'label true'})"
-        if kind == "unpaired" and not row.data["label"]:
-            self.dropped[UNDESIRABLE] += 1
+        if data is None:
+            self.dropped[LABEL_FALSE] += 1
             return None
-        answer = row.data["chosen" if kind == "preference" else "completion"]
-        return replace(row, data={"prompt": row.data["prompt"], "completion": answer})
+        return replace(row, data=data)
 
     def segments(self, rows: list[Located]) -> tuple[list[Segment], list[Located]]:
         """The rows that the template takes, tokenised in one go; the others are counted."""

@@ -23,10 +23,11 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf.data.origins import OnDemand, Origins
 from rlhf.data.rows import Located, Text, text_of
 from rlhf.runs.manifest import NAME as MANIFEST
 from rlhf.tokens.segments import Segment
@@ -97,11 +98,10 @@ class TokenFolder:
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        self.files: list[str] = about["files"]
         self.report: dict[str, Any] = about["report"]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _TYPES}
         self.counts, self.grades, self.margins = arrays["counts"], arrays["grades"], arrays["margins"]
-        self.file_of, self.row_of = arrays["files"], arrays["rows"]
+        self.origins = Origins(about["files"], arrays["files"], arrays["rows"])
         self._ends = np.cumsum(arrays["lengths"], dtype=np.int64)  # of each part
         self._first = np.cumsum(self.counts + 1, dtype=np.int64) - self.counts - 1  # each row's first part
         size = (folder / "ids.bin").stat().st_size
@@ -137,8 +137,8 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()
 
 
-class Segments(Sequence[Segment]):
-    """The rows of a token folder as segments, each read when it is asked for."""
+class Segments(OnDemand[Segment]):
+    """The rows of a token folder as segments. Each is read when it is asked for."""
 
     def __init__(self, folder: TokenFolder | None = None) -> None:
         self._folder = folder
@@ -147,14 +147,6 @@ class Segments(Sequence[Segment]):
 
     def __len__(self) -> int:
         return 0 if self._folder is None else len(self._folder)
-
-    @overload
-    def __getitem__(self, index: int) -> Segment: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Segment]: ...
-    def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
-        places = range(len(self))[index]
-        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -167,28 +159,6 @@ class Segments(Sequence[Segment]):
         first, margin = int(self._first[index]), float(self._folder.margins[index])
         grades = self._folder.grades[first : first + len(completions)].tolist() if len(self._folder.grades) else ()
         return Segment(prompt, completions, grades, None if np.isnan(margin) else margin)
-
-
-class Places(Sequence[Located]):
-    """Where the rows of a token folder came from: rows without data, for messages."""
-
-    def __init__(self, folder: TokenFolder | None = None) -> None:
-        self._folder = folder
-
-    def __len__(self) -> int:
-        return 0 if self._folder is None else len(self._folder)
-
-    @overload
-    def __getitem__(self, index: int) -> Located: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Located]: ...
-    def __getitem__(self, index: int | slice) -> Located | list[Located]:
-        places = range(len(self))[index]
-        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
-
-    def _at(self, index: int) -> Located:
-        assert self._folder is not None
-        return Located(self._folder.files[int(self._folder.file_of[index])], int(self._folder.row_of[index]), {})
 
 
 class Prompt(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from rlhf.data.rows import Located, Row, Text, completions_of, kind_of
 
@@ -20,6 +21,21 @@ SIDES = {"preference": ("chosen", "rejected"), "ranking": ("completions",)}
 # (tokens or characters of the prompt, of each completion), None where the template refuses the row
 Lengths = tuple[int, list[int]] | None
 LengthsOf = Callable[[Sequence[Row]], list[Lengths]]
+
+
+@dataclass
+class Tally:
+    """How many rows have some property, and where the first of them is."""
+
+    rows: int = 0
+    example: str | None = None
+
+    def add(self, row: Located) -> None:
+        self.rows += 1
+        self.example = self.example or str(row)
+
+    def report(self) -> dict[str, Any]:
+        return {"rows": self.rows, "example": self.example}
 
 
 def words_of(value: Text) -> str:

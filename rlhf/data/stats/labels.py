@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.rows import grades_of, text_of
-from rlhf.data.stats.chunk import Chunk
+from rlhf.data.stats.chunk import Chunk, Tally
 from rlhf.data.stats.numbers import BINS, shares, wilson
 
 
@@ -28,30 +28,26 @@ class Labels:
 
     def __init__(self) -> None:
         self._best: dict[int, Counter[int]] = {}
-        self._rankings = self._with_ties = self._best_tied = self._equal_texts = 0
-        self._equal_example: str | None = None
+        self._rankings = self._with_ties = self._best_tied = 0
+        self._equal_texts, self._nearly_identical = Tally(), Tally()
         self._margins = array("f")
-        self._same_but_space = 0
-        self._same_example: str | None = None
         self._labels: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
         for row, kind, texts in zip(chunk.rows, chunk.kinds, chunk.completions, strict=True):
             if kind == "ranking":
-                self._ranking(f"{row.file}:{row.row}", grades_of(row.data), "scores" in row.data)
+                self._ranking(grades_of(row.data), "scores" in row.data)
                 if len({text_of(c) for c in row.data["completions"]}) < len(texts):
-                    self._equal_texts += 1
-                    self._equal_example = self._equal_example or f"{row.file}:{row.row}"
+                    self._equal_texts.add(row)
             elif kind == "preference":
                 if row.data.get("margin") is not None:
                     self._margins.append(row.data["margin"])
                 if _alike(texts[0], texts[1]):
-                    self._same_but_space += 1
-                    self._same_example = self._same_example or f"{row.file}:{row.row}"
+                    self._nearly_identical.add(row)
             if row.data.get("label") is not None:
                 self._labels[str(row.data["label"]).lower()] += 1
 
-    def _ranking(self, place: str, grades: list[float], scored: bool) -> None:
+    def _ranking(self, grades: list[float], scored: bool) -> None:
         self._rankings += 1
         ordered = sorted(grades, reverse=True)
         self._with_ties += any(a == b for a, b in pairwise(ordered))
@@ -68,7 +64,7 @@ class Labels:
             "rankings": self._rankings_report(),
             "margins": self._margins_report(),
             "unpaired": shares(self._labels) if self._labels else None,
-            "nearly_identical": {"rows": self._same_but_space, "example": self._same_example},
+            "nearly_identical": self._nearly_identical.report(),
         }
 
     def _rankings_report(self) -> dict[str, Any] | None:
@@ -84,7 +80,7 @@ class Labels:
             "best": best,
             "best_tied": self._best_tied,
             "with_ties": self._with_ties,
-            "equal_texts": {"rows": self._equal_texts, "example": self._equal_example},
+            "equal_texts": self._equal_texts.report(),
         }
 
     def _margins_report(self) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.rows import grades_of
-from rlhf.data.stats.chunk import Chunk, side
+from rlhf.data.stats.chunk import Chunk, Tally, side
 from rlhf.data.stats.numbers import Moments, cohens_d, histogram, summary, wilson
 
 ROW = "row"  # the side that max_length is about: the prompt and the longest completion
@@ -27,15 +27,13 @@ class SideLengths:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[int]] = {}
         self._longest: dict[str, tuple[int, str]] = {}
-        self.refused = 0
-        self.refused_example: str | None = None
+        self.refused = Tally()
 
     def add(self, chunk: Chunk) -> None:
         found: dict[str, list[tuple[int, int]]] = {}  # by side: (length, index of the row)
         for i, (kind, lengths) in enumerate(zip(chunk.kinds, chunk.lengths, strict=True)):
             if lengths is None:
-                self.refused += 1
-                self.refused_example = self.refused_example or f"{chunk.rows[i].file}:{chunk.rows[i].row}"
+                self.refused.add(chunk.rows[i])
                 continue
             prompt, completions = lengths
             found.setdefault("prompt", []).append((prompt, i))
@@ -46,7 +44,7 @@ class SideLengths:
             self._counts.setdefault(name, Counter()).update(length for length, _ in pairs)
             longest, i = max(pairs, key=lambda pair: (pair[0], -pair[1]))
             if longest > self._longest.get(name, (-1, ""))[0]:
-                self._longest[name] = (longest, f"{chunk.rows[i].file}:{chunk.rows[i].row}")
+                self._longest[name] = (longest, str(chunk.rows[i]))
 
     def report(self) -> dict[str, Any]:
         """{side: summary + longest: file:row}; `row` is prompt + longest completion, what max_length is compared with."""

@@ -7,14 +7,14 @@ its chosen completion, in PPO any row is its prompt. The report's keys are docum
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Located, Quarantine, Row, kind_of, reason_of
-from rlhf.data.stats.chunk import LengthsOf, characters, chunks
+from rlhf.data.rows import LABEL_FALSE, Located, Quarantine, kind_of, reason_of, trained_as
+from rlhf.data.stats.chunk import LengthsOf, Tally, characters, chunks
 from rlhf.data.stats.inputs import Target
 from rlhf.data.stats.labels import Labels
 from rlhf.data.stats.lengths import LengthBias, SideLengths
@@ -24,7 +24,6 @@ from rlhf.data.stats.texts import Texts
 from rlhf.recipe.schema import row_kinds
 
 REPORT_VERSION = 1
-LABEL_FALSE = "label false: not an answer to imitate"  # as `rlhf.tokens.dataset` says it
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ def measure(
     splits: dict[str, dict[str, Any]] = {}
     repeats: dict[str, Repeats] = {}
     for name, sources in target.splits.items():
-        kinds = row_kinds(target.method) if target.method else None
+        kinds = row_kinds(target.method) if target.method else None  # None: nothing is trained
         stream = Stream(sources, seed=target.seed, kinds=kinds, needs_rows=False)
-        measures = _Split(target, counted)
+        measures = _Split(target, counted, kinds)
         for chunk in chunks(measures.trained(stream), counted.lengths_of):
             measures.add(chunk)
             if on_rows is not None:
@@ -74,11 +73,11 @@ def measure(
 class _Split:
     """The accumulators of one split."""
 
-    def __init__(self, target: Target, counted: Counting) -> None:
-        self._target, self._counted = target, counted
+    def __init__(self, target: Target, counted: Counting, trained_kinds: Collection[str] | None) -> None:
+        self._target, self._counted, self._trained_kinds = target, counted, trained_kinds
         self._kinds: Counter[str] = Counter()
         self._untrainable: Counter[str] = Counter()
-        self._untrainable_example: str | None = None
+        self._untrainable_rows = Tally()
         self._converted: Counter[str] = Counter()
         self.rows = self.left_out = 0
         self.repeats = Repeats()
@@ -89,21 +88,21 @@ class _Split:
         self._accumulators: tuple[Any, ...] = parts
 
     def trained(self, rows: Any) -> Iterator[Located]:
-        """The rows as the recipe trains on them; kinds are counted as they were read."""
-        method = self._target.method
+        """The rows as the recipe trains on them. Kinds are counted as they were read."""
+        kinds = self._trained_kinds
         for row in rows:
             kind = kind_of(row.data)
             self._kinds[kind] += 1
-            data = as_trained(row.data, kind, method)
+            data = row.data if kinds is None else trained_as(row.data, kinds)
             if data is None:
                 self.left_out += 1
                 continue
             if data is not row.data:
                 self._converted[f"{kind} -> {kind_of(data)}"] += 1
                 row = replace(row, data=data)
-            if method is not None and kind_of(data) not in row_kinds(method):
+            if kinds is not None and kind_of(data) not in kinds:
                 self._untrainable[kind] += 1
-                self._untrainable_example = self._untrainable_example or f"{row.file}:{row.row}"
+                self._untrainable_rows.add(row)
             yield row
 
     def add(self, chunk: Any) -> None:
@@ -116,8 +115,8 @@ class _Split:
         return {
             "kinds": dict(self._kinds.most_common()),
             "converted": dict(self._converted),
-            "untrainable": {"kinds": dict(self._untrainable), "example": self._untrainable_example},
-            "refused_by_template": {"rows": self._lengths.refused, "example": self._lengths.refused_example},
+            "untrainable": {"kinds": dict(self._untrainable), "example": self._untrainable_rows.example},
+            "refused_by_template": self._lengths.refused.report(),
             "lengths": self._lengths.report(),
             "over_length": self._lengths.over(limit) if limit is not None else None,
             "length_bias": self._bias.report(),
@@ -126,20 +125,6 @@ class _Split:
             "texts": self._texts.report(),
             "labels": self._labels.report(),
         }
-
-
-def as_trained(row: Row, kind: str, method: str | None) -> Row | None:
-    """What a stage makes of a row, as in `rlhf.tokens.dataset`; None where it leaves the row out.
-
-    SFT takes the chosen completion of a preference and an unpaired one whose label is true; PPO the prompt of anything.
-    """
-    if method == "sft" and kind == "preference":
-        return {"prompt": row["prompt"], "completion": row["chosen"]}
-    if method == "sft" and kind == "unpaired":
-        return {"prompt": row["prompt"], "completion": row["completion"]} if row["label"] else None
-    if method == "ppo" and kind != "prompt":
-        return {"prompt": row["prompt"]}
-    return row
 
 
 def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlhf.data.stats.chunk import Chunk
+from rlhf.data.stats.chunk import Chunk, Tally
 from rlhf.data.stats.numbers import shares
 
 MIXED, NONE, OTHER = "mixed", "none", "other"
-DOMINANT = (
-    0.8  # share of a text's letters that one script needs; below it an English term or name is no longer just that
-)
+DOMINANT = 0.8  # the share of a text's letters that one script needs; the rest may be English terms and names
 
 # First and last code point of the blocks of a script; only letters in them count.
 BLOCKS: tuple[tuple[int, int, str], ...] = (
@@ -152,8 +150,7 @@ class Scripts:
         self._prompts: Counter[str] = Counter()
         self._completions: Counter[str] = Counter()
         self._across: Counter[str] = Counter()
-        self._example: str | None = None
-        self._rows = 0
+        self._different = Tally()
 
     def add(self, chunk: Chunk) -> None:
         flat = [text for completions in chunk.completions for text in completions]
@@ -165,8 +162,7 @@ class Scripts:
             self._completions.update(theirs)
             other = {s for s in theirs if s != prompt and s not in (MIXED, NONE)}
             if other and prompt not in (MIXED, NONE):
-                self._rows += 1
-                self._example = self._example or f"{row.file}:{row.row}"
+                self._different.add(row)
                 self._across.update(f"{prompt} to {s}" for s in sorted(other))
 
     def report(self) -> dict[str, Any]:
@@ -174,5 +170,5 @@ class Scripts:
         return {
             "prompts": shares(self._prompts),
             "completions": shares(self._completions),
-            "different": {"rows": self._rows, "example": self._example, "by": dict(self._across.most_common())},
+            "different": self._different.report() | {"by": dict(self._across.most_common())},
         }

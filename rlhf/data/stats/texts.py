@@ -122,7 +122,7 @@ class Texts:
             rows.add(i)
             found.by_side[side_name] += 1
             if found.example is None:
-                found.example = f"{chunk.rows[i].file}:{chunk.rows[i].row}"
+                found.example = str(chunk.rows[i])
                 found.excerpt = text[max(0, span[0] - AROUND) : span[1] + AROUND]
 
     def report(self) -> dict[str, Any]:

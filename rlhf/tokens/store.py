@@ -1,19 +1,18 @@
 """Tokenised rows on disk, made once: flat files of token ids that training maps into memory and reads by row number.
 
-Stands between `dataset`, which fills it, and the sampler and batches, which ask for row i and read nothing before it. A folder:
+`dataset` fills a folder. The sampler and the batches ask for row i, and nothing before it is read. A folder holds
 
     ids.bin       int32 [tokens]        every row's prompt and then its completions, end to end
     lengths.npy   int32 [parts]         tokens of each prompt and each completion, in the same order
     counts.npy    int32 [rows]          completions of each row; 0 for prompts alone
     grades.npy    float64 [completions] or empty where nothing is compared
     margins.npy   float64 [rows]        nan where unknown
-    files.npy     int32 [rows]          which file a row came from, an index into report.json's `files`
-    rows.npy      int64 [rows]          its place there
+    files.npy     int32 [rows]          which file a row came from: an index into `files` of report.json
+    rows.npy      int64 [rows]          its row number in that file
     texts.jsonl   the prompts' texts, for prompts alone
     report.json   {files, report}       what became of every row
 
-The folder is kept by `rlhf.runs.cache` under a key that holds all that the tokens depend on (see `dataset`). Two ranks that want it at
-once make it once.
+`cache` keeps the folder under a key of everything that the tokens depend on. Two processes that want it at the same time make it once.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _TYPES = {
 
 
 class TokenWriter:
-    """Fills a folder block by block; memory holds the numbers of rows and parts, not the tokens."""
+    """Fills a folder block by block. Memory holds the lengths and the row numbers, not the tokens."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +64,7 @@ class TokenWriter:
         self._texts.writelines(json.dumps(row.data["prompt"], ensure_ascii=False) + "\n" for row in rows)
 
     def close(self, report: dict[str, Any]) -> None:
-        """Write what is left, and the report."""
+        """Write the arrays and the report."""
         self._ids.close()
         self._texts.close()
         for name, kind in _TYPES.items():
@@ -125,13 +124,13 @@ class TokenFolder:
 
     @property
     def num_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Tokens of each row, the prompt once and every completion once: `Segment.num_tokens`."""
+        """Tokens of each row, as `Segment.num_tokens` counts them."""
         last = self._ends[self._first + self.counts] if len(self) else np.empty(0, dtype=np.int64)
         return np.diff(last, prepend=0)
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash of the tokens and numbers of a sealed folder, wherever its rows came from."""
+    """A hash of the tokens and numbers of a finished folder. It does not depend on where the rows came from."""
     sealed = json.loads((folder / MANIFEST).read_text())["files"]
     names = ("ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy")
     return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()

@@ -162,10 +162,9 @@ def _apply(
     of_row = removal[units.of_row]
     gone = of_row >= 0
     for block, part in _beside(rows.blocks([]), of_row):
-        gone_rows = zip(block.column("_file").to_pylist(), block.column("_row").to_pylist(), part.tolist(), strict=True)
-        for file, row, index in gone_rows:
-            if index < 0:
-                continue
+        block, part = block.filter(pa.array(part >= 0)), part[part >= 0]
+        names = block.column("_file").to_pylist(), block.column("_row").to_pylist()
+        for file, row, index in zip(*names, part.tolist(), strict=True):
             witness = int(found.witness[index])
             origin = origins[witness]
             entry = {

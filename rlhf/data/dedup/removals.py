@@ -31,13 +31,9 @@ class Removals:
     @classmethod
     def of(cls, removals: Iterable[Removal]) -> Removals:
         """From single removals in any order."""
-        rows = sorted(removals)
-        return cls(
-            np.array([r.index for r in rows], np.int64),
-            np.array([r.witness for r in rows], np.int64),
-            np.array([r.similarity for r in rows], np.float64),
-            np.array([r.jaccard for r in rows], np.float64),
-        )
+        rows = np.array([(r.index, r.witness, r.similarity, r.jaccard) for r in sorted(removals)]).reshape(-1, 4)
+        index, witness = rows[:, :2].astype(np.int64).T  # float64 holds them exactly
+        return cls(index, witness, rows[:, 2], rows[:, 3])
 
     @classmethod
     def confirmed(cls, witness: NDArray[np.int64], jaccard: NDArray[np.float64]) -> Removals:

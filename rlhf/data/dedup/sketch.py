@@ -24,18 +24,8 @@ ROUNDS = 64  # throws of all hashes; a bin still empty then takes the least of o
 PACKED = 8  # characters of 7 bits that fit a key as they are
 
 # Odd 64-bit multipliers (from SplitMix64, MurmurHash3 and PCG); MARK is in no packed key, as its characters are below 128.
-BASE, MIX, MIX2, STEP, BAND, SHORT, MARK = map(
-    np.uint64,
-    (
-        0x9E3779B97F4A7C15,
-        0xBF58476D1CE4E5B9,
-        0x94D049BB133111EB,
-        0xD6E8FEB86659FD93,
-        0xFF51AFD7ED558CCD,
-        0xC4CEB9FE1A85EC53,
-        0x80,
-    ),
-)
+BASE, MIX, MIX2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+STEP, BAND, SHORT, MARK = map(np.uint64, (0xD6E8FEB86659FD93, 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53, 0x80))
 _32, _8, _24 = np.uint64(32), np.uint64(8), np.uint64(24)
 _VALUE = np.uint64(0xFFFFFF)
 

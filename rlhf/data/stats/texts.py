@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.data.formats.kochatgpt import unquoted
-from rlhf.data.stats.chunk import Chunk, side
+from rlhf.data.stats.chunk import Chunk, Tally, side
 
 AROUND = 30  # characters of text shown on either side of a match
 
@@ -79,10 +79,8 @@ IN_COMPLETIONS: dict[str, Flaw] = {
 
 
 @dataclass
-class _Found:
-    rows: int = 0
+class _Found(Tally):
     by_side: Counter[str] = field(default_factory=Counter)
-    example: str | None = None
     excerpt: str | None = None
 
 

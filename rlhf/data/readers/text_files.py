@@ -151,7 +151,7 @@ def _flaw(value: Any, field: str | None) -> tuple[str | None, str | None]:
         if not _is_plain(value):
             return field, "not valid Unicode (bytes that are not UTF-8, or half of a surrogate pair)"
     elif isinstance(value, float) and value - value != 0:
-        return field, "NaN and Infinity are no numbers"
+        return field, "NaN and Infinity are not numbers"
     elif isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else ((None, v) for v in value)
         for key, item in items:

@@ -1,4 +1,4 @@
-"""What the labels say: which place is the best one, how far apart scores are, how many ties, the balance of good and bad."""
+"""What the labels say: which index is the best, how far apart scores are, how many ties there are, how many labels are true."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf.data.stats.numbers import BINS, shares, wilson
 
 
 def _alike(a: str, b: str) -> bool:
-    """Whether two texts differ in case and white space only; the first letter settles most."""
+    """Whether two texts differ only in case and white space. The first letter decides most cases."""
     return a.strip()[:1].casefold()[:1] == b.strip()[:1].casefold()[:1] and _bare(a) == _bare(b)
 
 
@@ -24,7 +24,7 @@ def _bare(text: str) -> str:
 
 
 class Labels:
-    """Ranking places, margins and unpaired labels of one split; margins are kept as 4 bytes a row."""
+    """The best indices of rankings, the margins and the unpaired labels of one split. A margin takes 4 bytes of memory."""
 
     def __init__(self) -> None:
         self._best: dict[int, Counter[int]] = {}
@@ -59,7 +59,7 @@ class Labels:
             self._best.setdefault(len(grades), Counter())[grades.index(ordered[0])] += 1
 
     def report(self) -> dict[str, Any]:
-        """{rankings, margins, unpaired, nearly_identical}, each None or 0 where the split has none of it."""
+        """{rankings, margins, unpaired, nearly_identical}. What the split does not have is None or 0."""
         return {
             "rankings": self._rankings_report(),
             "margins": self._margins_report(),
@@ -68,7 +68,7 @@ class Labels:
         }
 
     def _rankings_report(self) -> dict[str, Any] | None:
-        """How often completion i (from 0) is the best, apart by how many there are; ties for the best apart."""
+        """How often completion i (from 0) is the best, for each number of completions. Ties for the best are counted apart."""
         if not self._rankings:
             return None
         best = {
@@ -84,7 +84,7 @@ class Labels:
         }
 
     def _margins_report(self) -> dict[str, Any] | None:
-        """Of preference rows with a margin, and of a scored ranking's neighbours."""
+        """The margins of preference rows, and the score differences between neighbours of a scored ranking."""
         if not self._margins:
             return None
         values = np.frombuffer(self._margins, dtype=np.float32).astype(np.float64)

@@ -1,7 +1,7 @@
-"""The pass over the rows: every accumulator sees every chunk once, and the report is what they say.
+"""The pass over the rows: every measure sees every chunk once, and the report holds what they found.
 
-Called by `rlhf data stats` and `rlhf data lint`. Rows are measured as the recipe trains on them: in SFT a preference row is
-its chosen completion, in PPO any row is its prompt. The report's keys are documented in docs/lint.md.
+Used by `rlhf data stats` and `rlhf data lint`. Rows are measured as the recipe trains on them (`data.rows.trained_as`). docs/lint.md
+documents the report's keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ REPORT_VERSION = 1
 
 @dataclass(frozen=True)
 class Counting:
-    """How lengths are counted: a function, its unit, and whose tokens they are."""
+    """How lengths are counted: the function, its unit, and the tokenizer if there is one."""
 
     lengths_of: LengthsOf = characters
     unit: str = "characters"
@@ -39,9 +39,9 @@ class Counting:
 def measure(
     target: Target, counted: Counting | None = None, on_rows: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """Everything that is measured of a target, as plain data for JSON. `on_rows` hears how many rows have been read.
+    """Everything that is measured of a target, as plain data for JSON. `on_rows` is called with the number of rows in each chunk.
 
-    Raises DataError for files that cannot be read; rows that cannot are counted.
+    Raises DataError for files that cannot be read. Rows that cannot be read are counted.
     """
     counted = counted or Counting()
     splits: dict[str, dict[str, Any]] = {}
@@ -71,7 +71,7 @@ def measure(
 
 
 class _Split:
-    """The accumulators of one split."""
+    """The measures of one split."""
 
     def __init__(self, target: Target, counted: Counting, trained_kinds: Collection[str] | None) -> None:
         self._target, self._counted, self._trained_kinds = target, counted, trained_kinds
@@ -85,7 +85,7 @@ class _Split:
         self._scripts, self._labels = Scripts(), Labels()
         self._texts = Texts(counted.special_tokens)
         parts = (self.repeats, self._lengths, self._bias, self._scripts, self._labels, self._texts)
-        self._accumulators: tuple[Any, ...] = parts
+        self._measures: tuple[Any, ...] = parts
 
     def trained(self, rows: Any) -> Iterator[Located]:
         """The rows as the recipe trains on them. Kinds are counted as they were read."""
@@ -107,8 +107,8 @@ class _Split:
 
     def add(self, chunk: Any) -> None:
         self.rows += len(chunk.rows)
-        for accumulator in self._accumulators:
-            accumulator.add(chunk)
+        for measure in self._measures:
+            measure.add(chunk)
 
     def report(self) -> dict[str, Any]:
         limit = self._target.max_length if self._counted.unit == "tokens" else None
@@ -128,7 +128,7 @@ class _Split:
 
 
 def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
-    """The account of the reading: `rows_in + repeated = rows + dropped`, by source and by reason with an example each."""
+    """How many rows were read and dropped, by source, and by reason with an example: `rows_in + repeated = rows + dropped`."""
     dropped: dict[str, dict[str, Any]] = {
         reason: {"rows": n, "example": _example(stream.quarantine, reason)} for reason, n in stream.dropped.items()
     }
@@ -145,7 +145,7 @@ def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
 
 
 def _example(quarantine: Quarantine, reason: str) -> str | None:
-    """`file:row` of a row set aside for a reason; None when it is beyond the entries that are kept."""
+    """`file:row` of a row that was set aside for a reason; None if the quarantine did not keep its entry."""
     for entry in quarantine.entries:
         if reason_of(entry) == reason:
             return f"{entry['file']}:{entry['row']}" if entry["row"] is not None else str(entry["file"])

@@ -1,4 +1,4 @@
-"""What an engine returns: which texts go, and because of which text that stays."""
+"""What an engine returns: which texts go, and the witness of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, order=True)
 class Removal:
-    """Text `index` goes because of the kept text `witness`. `similarity` is the engine's, `jaccard` exact."""
+    """Text `index` goes, because the text `witness` stays. `similarity` is the engine's own, `jaccard` is exact."""
 
     index: int
     witness: int

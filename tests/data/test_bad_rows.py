@@ -84,7 +84,11 @@ PAIRS: dict[str, Callable[[int], Bad]] = {
     "spaces only": lambda i: (dumps(pair(i, chosen=" \n\t\u3000" * (1 + i % 3))), "chosen", "is empty"),
     "equal sides": lambda i: (dumps(pair(i, rejected=f"good {i}")), "rejected", "is equal to chosen"),
     "NaN": lambda i: (json.dumps(pair(i, margin=float("nan"))).encode(), None, "NaN and Infinity are not numbers"),
-    "Infinity": lambda i: (json.dumps(pair(i, margin=float("-inf"))).encode(), None, "NaN and Infinity are not numbers"),
+    "Infinity": lambda i: (
+        json.dumps(pair(i, margin=float("-inf"))).encode(),
+        None,
+        "NaN and Infinity are not numbers",
+    ),
     "a number that runs over": lambda i: (
         dumps(pair(i, margin=7)).replace(b" 7}", b" 1e999}"),
         "margin",

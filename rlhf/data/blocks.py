@@ -26,8 +26,8 @@ from rlhf.data.parquet_rows import schema_of, shape_of
 from rlhf.data.rows import Located, chunks, flat, kind_of
 from rlhf.errors import DataError
 
-PLACES = ("_file", "_row", "_unit")
-_PLACE_TYPES = {"_file": pa.dictionary(pa.int32(), pa.string()), "_row": pa.int64(), "_unit": pa.int64()}
+ORIGIN = ("_file", "_row", "_unit")
+_ORIGIN_TYPES = {"_file": pa.dictionary(pa.int32(), pa.string()), "_row": pa.int64(), "_unit": pa.int64()}
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -39,9 +39,9 @@ def to_block(rows: Sequence[Located]) -> pa.Table:
         if shape_of(row.data) != first:
             raise row.error(_mixed(rows[0].file, first, shape_of(row.data)))
     table = pa.Table.from_pylist([{**r.data, "group": r.group} for r in rows], schema=schema_of(rows[0].data))
-    places = {"_file": [r.file for r in rows], "_row": [r.row for r in rows], "_unit": [r.unit for r in rows]}
-    for name, values in places.items():
-        table = table.append_column(name, pa.array(values, type=_PLACE_TYPES[name]))
+    origin = {"_file": [r.file for r in rows], "_row": [r.row for r in rows], "_unit": [r.unit for r in rows]}
+    for name, values in origin.items():
+        table = table.append_column(name, pa.array(values, type=_ORIGIN_TYPES[name]))
     return table
 
 
@@ -53,7 +53,7 @@ def block_of(columns: dict[str, pa.Array], file: str, rows: np.ndarray, units: n
     arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(n, f.type) for f in schema]
     table = pa.Table.from_arrays(arrays, schema=schema)
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, dtype=np.int32)), pa.array([file]))
-    for name, column in zip(PLACES, (names, pa.array(rows), pa.array(units)), strict=True):
+    for name, column in zip(ORIGIN, (names, pa.array(rows), pa.array(units)), strict=True):
         table = table.append_column(name, column)
     return table
 
@@ -61,7 +61,7 @@ def block_of(columns: dict[str, pa.Array], file: str, rows: np.ndarray, units: n
 def to_rows(block: pa.Table) -> Iterator[Located]:
     """A block's rows; what is null in a row is absent from it."""
     for row in block.to_pylist():
-        file, number, unit = (row.pop(name) for name in PLACES)
+        file, number, unit = (row.pop(name) for name in ORIGIN)
         group = row.pop("group", None)
         yield Located(file, number, {k: v for k, v in row.items() if v is not None}, unit, group)
 
@@ -126,15 +126,15 @@ class Spill:
     @property
     def columns(self) -> list[str]:
         """The canonical columns and `group`."""
-        return [name for name in self._schema.names if name not in PLACES] if self.first else []
+        return [name for name in self._schema.names if name not in ORIGIN] if self.first else []
 
     def blocks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The blocks again, in order; only some of the columns (with those of the place) when named."""
+        """The blocks again, in order; only some of the columns (and those of the origin) if named."""
         if self.first is None:
             return
         fields = None
         if columns is not None:
-            fields = sorted({self._schema.get_field_index(name) for name in (*columns, *PLACES)})
+            fields = sorted({self._schema.get_field_index(name) for name in (*columns, *ORIGIN)})
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         with pa.OSFile(str(self.path), "rb") as file, pa.ipc.open_stream(file, options=options) as reader:
             for batch in reader:

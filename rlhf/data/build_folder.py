@@ -106,34 +106,30 @@ def write_side(folder: Path, rows: Rows) -> None:
     """
     names = [name for name in rows.spill.columns if name not in OPTIONAL or name in rows.spill.used]
     folder.mkdir(parents=True)
-    waiting: list[pa.Table] = []
     writer: Any = None
-    written = files = held = size = 0
-
-    def flush() -> None:
-        nonlocal writer, files, written, held, size
-        if not waiting:
-            return
-        table = pa.concat_tables(waiting).combine_chunks()
+    files = written = 0
+    for group in _row_groups(rows, names):
         if writer is None or written >= FILE_ROWS:
             if writer is not None:
                 writer.close()
-            writer = pq.ParquetWriter(folder / f"{files:05}.parquet", table.schema)
+            writer = pq.ParquetWriter(folder / f"{files:05}.parquet", group.schema)
             files, written = files + 1, 0
-        writer.write_table(table, row_group_size=ROW_GROUP)
-        written += table.num_rows
-        waiting.clear()
-        held = size = 0
-
-    for block in rows.blocks(names):
-        waiting.append(block.select(names))
-        held += block.num_rows
-        size += block.nbytes
-        if held >= ROW_GROUP or size >= GROUP_BYTES:
-            flush()
-    flush()
+        writer.write_table(group, row_group_size=ROW_GROUP)
+        written += group.num_rows
     if writer is not None:
         writer.close()
+
+
+def _row_groups(rows: Rows, names: list[str]) -> Iterator[pa.Table]:
+    """The rows' columns in tables of about one row group each."""
+    waiting: list[pa.Table] = []
+    for block in rows.blocks(names):
+        waiting.append(block.select(names))
+        if sum(map(len, waiting)) >= ROW_GROUP or sum(part.nbytes for part in waiting) >= GROUP_BYTES:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def show(report: dict[str, Any]) -> None:

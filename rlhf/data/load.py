@@ -8,6 +8,7 @@ checked here.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -52,11 +53,7 @@ class Stream:
     @property
     def dropped(self) -> dict[str, int]:
         """Rows of all sources that did not come through, by reason."""
-        out: dict[str, int] = {}
-        for source in self.sources:
-            for reason, count in source["dropped"].items():
-                out[reason] = out.get(reason, 0) + count
-        return out
+        return dict(sum((Counter(source["dropped"]) for source in self.sources), Counter()))
 
     @property
     def rows_in(self) -> int:
@@ -79,10 +76,7 @@ class Stream:
         from rlhf.data.blocks import to_block
 
         for part in self._parts():
-            if isinstance(part, list):
-                yield to_block(part)
-            else:
-                yield part
+            yield to_block(part) if isinstance(part, list) else part
 
     def _parts(self) -> Iterator[list[Located] | pa.Table]:
         """Lists of rows, or blocks, never empty."""
@@ -97,16 +91,15 @@ class Stream:
         report: dict[str, Any] = {"path": source.path, "format": None, "recognised": False, "kind": None}
         self.sources.append(report)
         for part in self._converted(number, source, report):
-            count = len(part) if isinstance(part, list) else part.num_rows if part is not None else 0
-            if not count:
+            if part is None or not (count := len(part)):
                 continue
             if report["kind"] is None:
                 report["kind"] = kind_of(part[0].data if isinstance(part, list) else dict.fromkeys(part.column_names))
             if source.weight != 1:
                 part = self._weigh(part, source.weight, number, read_rows)
             read_rows += count
-            rows_out += (kept := len(part) if isinstance(part, list) else part.num_rows)
-            if kept:
+            rows_out += len(part)
+            if len(part):
                 yield part
         dropped = self.quarantine.since(mark)
         balance = rows_out - read_rows
@@ -195,7 +188,7 @@ class Stream:
 
     def _weigh(self, part: Any, weight: float, number: int, start: int) -> Any:
         """The rows of a part as often as their weight says: its whole part, and once more for a seeded share of them."""
-        n = len(part) if isinstance(part, list) else part.num_rows
+        n = len(part)
         places = _uniform(np.arange(start, start + n, dtype=np.uint64), self._seed, number)
         times = int(weight) + (places < weight - int(weight))
         index = np.repeat(np.arange(n), times)

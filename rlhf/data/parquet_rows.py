@@ -17,14 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROW_GROUP = 10_000
-OPTIONAL = (
-    "margin",
-    "ranking",
-    "scores",
-    "models",
-    "rationales",
-    "group",
-)  # columns left out of a file in which no row has them
+# Columns that a file leaves out if none of its rows has them.
+OPTIONAL = ("margin", "ranking", "scores", "models", "rationales", "group")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

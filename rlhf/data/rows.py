@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
@@ -29,6 +29,7 @@ Text = str | list[Message]
 Row = dict[str, Any]
 BLOCK_ROWS = 8192  # rows handled at once,
 BLOCK_CHARACTERS = 1 << 25  # or so many characters of text
+LABEL_FALSE = "label false: not an answer to imitate"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Located:
     data: Row
     unit: int = 0
     group: str | None = None
+
+    def __str__(self) -> str:
+        """`file:row`, as messages and reports name a row."""
+        return f"{self.file}:{self.row}"
 
     def error(self, reason: str, field: str | None = None) -> DataError:
         """A DataError that points at this row."""
@@ -117,6 +122,24 @@ def kind_of(row: Mapping[str, Any]) -> Kind:
     if "completion" in row:
         return "unpaired" if "label" in row else "demonstration"
     return "prompt"
+
+
+def trained_as(row: Row, kinds: Collection[str]) -> Row | None:
+    """What a method that trains on `kinds` makes of a row. None: the method leaves the row out, for the reason `LABEL_FALSE`.
+
+    A method for prompts takes the prompt of any row. A method for demonstrations takes a preference's chosen completion, and an unpaired
+    completion whose label is true. A row of any other kind comes back as it is.
+    """
+    kind = kind_of(row)
+    if kind in kinds:
+        return row
+    if "prompt" in kinds:
+        return {"prompt": row["prompt"]}
+    if "demonstration" not in kinds or kind not in ("preference", "unpaired"):
+        return row
+    if kind == "unpaired" and not row["label"]:
+        return None
+    return {"prompt": row["prompt"], "completion": row["chosen" if kind == "preference" else "completion"]}
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Text]:

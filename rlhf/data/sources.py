@@ -19,15 +19,13 @@ from pathlib import Path
 
 from rlhf.data.readers.csv_rows import read_csv
 from rlhf.data.readers.json_rows import read_json
+from rlhf.data.readers.names import SUFFIXES, TABLES, suffix_of
 from rlhf.data.readers.nested import unnest
 from rlhf.data.readers.text_files import TextFile
 from rlhf.data.rows import Located, Quarantine
 from rlhf.data.where import select
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
-
-TABLES = (".parquet", ".arrow")
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".xml", *TABLES)
 
 
 def read(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
@@ -52,7 +50,7 @@ def _rows(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
             )
         files = files_of(source)
         rows = (located for path in files for located in read_file(path, quarantine, source.format))
-        if len(files) > 1 and all(_suffix(path) == ".xml" for path in files):  # each site counts its questions from 1
+        if len(files) > 1 and all(suffix_of(path) == ".xml" for path in files):  # each site counts its questions from 1
             rows = (replace(located, group=f"{located.file}:{located.group}") for located in rows)
     if source.format not in (None, "squad", "oasst"):
         return rows
@@ -65,7 +63,7 @@ def is_on_hub(source: SourceSection) -> bool:
     if os.path.exists(path) or source.path.startswith("embedded:") or glob.has_magic(source.path):
         return False
     return (
-        _suffix(path) not in SUFFIXES
+        suffix_of(path) not in SUFFIXES
         and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source.path) is not None
     )
 
@@ -110,12 +108,12 @@ def table_files(source: SourceSection) -> list[Path]:
     if not (os.path.exists(text) or glob.has_magic(text)):
         return []
     files = files_of(source)
-    return files if all(_suffix(path) in TABLES for path in files) else []
+    return files if all(suffix_of(path) in TABLES for path in files) else []
 
 
 def read_file(path: Path, quarantine: Quarantine, format: Format | None = None) -> Iterator[Located]:
     """One file's rows, by its suffix; `.gz` after it is unpacked on the way."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     match suffix:
         case ".json" | ".jsonl" | ".txt":
             with TextFile(path, str(path), quarantine) as file:
@@ -157,7 +155,3 @@ def _split_files(folder: Path, split: str | None) -> list[Path]:
 
 def _tables(folder: Path, pattern: str) -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if p.suffix in TABLES and p.is_file())
-
-
-def _suffix(path: Path) -> str:
-    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix).lower()

@@ -84,11 +84,11 @@ def own_group(names: Collection[str], columns: Mapping[str, str]) -> str | None:
 def _by_its_own(located: Located, columns: Mapping[str, str]) -> Located:
     data = located.data
     if located.group is None and (column := own_group(data, columns)) and data[column] is not None:
-        return Located(located.file, located.row, data, group=as_text(data[column]))
+        return replace(located, group=as_text(data[column]))
     return located
 
 
 def _no_column(source: SourceSection, missing: Mapping[str, str], seen: Iterable[str]) -> DataError:
     column, key = next(iter(missing.items()))
-    said = f"no such column: {column}" if key == "where" else "no such column"
-    return DataError(source.path, f"{key}: {said if key == 'where' else column + ': ' + said}; found {', '.join(seen)}")
+    said = f"no such column: {column}" if key == "where" else f"{column}: no such column"
+    return DataError(source.path, f"{key}: {said}; found {', '.join(seen)}")

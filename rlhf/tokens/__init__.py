@@ -1,1 +1,1 @@
-"""What becomes of rows: text by a template, token ids on disk, batches of segments. Importing it costs nothing."""
+"""Rows become text by a template, then token ids on disk, then batches of segments. Importing this package imports nothing."""

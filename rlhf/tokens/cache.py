@@ -1,10 +1,10 @@
-"""Where tokenised rows are kept, and the key they are kept under.
+"""Where tokenised rows are kept, and the key of each set of them.
 
-The key holds everything that tokens and report depend on: the content of every source file, how the recipe reads it, the tokenizer, the
-template, the limits, the seed, and the code, ours and the libraries', that turns one into the other. TRL's cache of reference log-probabilities leaves
-some of that out and has a hit where it should not; a row too many in the key costs a second tokenisation, one too few a wrong run.
+The key holds everything that the tokens and the report depend on: the content of every source file, how the recipe reads it, the tokenizer,
+the template, the limits, the seed, and the code (this package's and the libraries') that makes tokens of rows. An entry too many in the key
+costs a second tokenisation. An entry too few gives a wrong run: TRL's cache of reference log-probabilities has that fault.
 
-`$RLHF_TOKENS`, else `tokens` in the cache folder (see `rlhf.runs.cache`). `rlhf data cache` lists and cleans it.
+The folder is `$RLHF_TOKENS`, else `tokens` in the cache folder (see `rlhf.runs.cache`). `rlhf data cache` lists it and cleans it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+PACKAGES = Path(__file__).parents[1]
+
+
 def root() -> Path:
     """The folder of all token folders."""
     return Path(os.environ.get("RLHF_TOKENS") or cache.root() / "tokens").expanduser()
@@ -46,10 +49,10 @@ def token_folder(
     seed: int,
     make: Callable[[Path], None],
 ) -> TokenFolder:
-    """The folder for these rows, made by `make(empty_folder)` unless it is there. What `make` raises passes through.
+    """The folder for these rows. If it is not there, `make(empty_folder)` makes it, and what `make` raises is raised.
 
-    A process that wants the folder while another makes it waits for that one. Raises SetupError when the cache cannot be written, and
-    DataError for a file that cannot be read, or that changed under the hands of `make`: its rows would be kept under the old content's key.
+    If another process is making the folder, this one waits. Raises SetupError when the cache cannot be written, and DataError for a
+    file that cannot be read, or that changed while `make` read it: its rows would be kept under the key of the old content.
     """
     contents = _contents(sources)
     key = {
@@ -67,7 +70,9 @@ def token_folder(
         make(folder)
         for source, before, now in zip(sources, contents, _contents(sources), strict=True):
             if now != before:
-                raise DataError(source.path, "changed while its rows were tokenised; run this again once it is written")
+                raise DataError(
+                    source.path, "changed while its rows were tokenised; run this again when the file is complete"
+                )
 
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     return TokenFolder(
@@ -77,7 +82,7 @@ def token_folder(
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of the cache: its size in bytes, when it was made (seconds since 1970), its rows, and where they came from."""
+    """One folder of the cache: its size in bytes, when it was made (seconds since 1970), its rows, and their sources."""
 
     path: Path
     bytes: int
@@ -87,14 +92,14 @@ class Entry:
 
     @property
     def about(self) -> str:
-        """When it was made, and its sources, in a line."""
+        """When it was made, and its sources, on one line."""
         return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(self.made))}  {', '.join(self.sources)}"
 
 
 def entries(older_than_days: float = 0) -> Iterator[Entry]:
-    """What the cache holds (made longer ago than that), the newest first; a folder that is not whole has no rows.
+    """The folders of the cache that are older than that, the newest first. A folder that is not whole has 0 rows.
 
-    What a killed process left half done is among them, what a living one is making is not.
+    A folder that a killed process left unfinished is among them. A folder that a running process is making is not.
     """
     folders = [p for p in root().glob("[!.]*") if p.is_dir()]
     folders += [p for p in root().glob(f"{manifest.TEMPORARY}*") if not _is_being_made(p)]
@@ -103,13 +108,13 @@ def entries(older_than_days: float = 0) -> Iterator[Entry]:
         try:
             report = json.loads((path / "report.json").read_text(encoding="utf-8"))["report"]
         except (OSError, ValueError, KeyError):
-            report = {"rows_out": 0, "sources": [{"path": "not whole: its making was broken off"}]}
+            report = {"rows_out": 0, "sources": [{"path": "not whole: the process that made it was stopped"}]}
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         yield Entry(path, size, path.stat().st_mtime, report["rows_out"], [s["path"] for s in report["sources"]])
 
 
 def clean(older_than_days: float = 0) -> tuple[int, int]:
-    """Remove the folders made longer ago than that; returns how many folders and bytes."""
+    """Remove the folders that are older than that. Returns how many folders, and how many bytes."""
     gone = list(entries(older_than_days))
     for entry in gone:
         shutil.rmtree(entry.path)
@@ -155,15 +160,16 @@ def _libraries() -> dict[str, str | None]:
 
 @once
 def _code() -> str:
-    """A hash of this package's source: what was made by other code is made again."""
+    """A hash of the source of `data` and `tokens`: when that code changes, the tokens are made again."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for package in ("data", "tokens"):
+        for path in sorted((PACKAGES / package).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides a tokenizer's ids."""
+    """A hash of everything that decides which ids a tokenizer gives."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     whole = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     options = {k: repr(v) for k, v in sorted(getattr(tokenizer, "init_kwargs", {}).items())}

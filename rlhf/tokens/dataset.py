@@ -1,13 +1,14 @@
 """A training stage's rows as segments, with an account of every row that did not become one.
 
-Joins `load`, `template` and `tokens` for `train`; `prompts` does the same for PPO, generation and evaluation. Rows are read as a stream,
-tokenised once, and kept on disk by `token_cache`; a second process, or a second run, finds them there.
+`tokenize` joins `data.load`, `template` and `cache` for training. `prompts` does the same for PPO, generation and evaluation. Rows are read as
+a stream, tokenised once, and kept on disk by `cache`. A second process, or a second run, finds them there.
 
-Rows over `max_length` (tokens of the prompt plus each completion) are never dealt with in silence, as TRL does:
-    error      the run stops, naming the first such row and how many there are
-    drop       the row is left out and counted
-    truncate   a completion is cut at its right end, and so ends without EOS; a row whose prompt leaves no room for one
-               token, or whose completions are no longer different, is left out and counted. Prompts are never cut.
+The length of a row is the tokens of its prompt and its longest completion. `on_overflow` says what happens to a row over `max_length`.
+TRL changes such rows without a message; here each one is counted.
+    error      the run stops, and names the first such row and how many there are
+    drop       the row is left out
+    truncate   its completions are cut at the right end, so they lose EOS. The row is left out if its prompt leaves no room for one
+               token, or if its completions are then equal. Prompts are never cut.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Kind, Located, chunks, kind_of, text_of
+from rlhf.data.origins import Origins
+from rlhf.data.rows import LABEL_FALSE, Located, chunks, kind_of, text_of, trained_as
 from rlhf.errors import DataError
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
 from rlhf.tokens.cache import token_folder
 from rlhf.tokens.segments import Segment
-from rlhf.tokens.store import Places, Prompt, Segments, TokenWriter, prompts_of
+from rlhf.tokens.store import Prompt, Segments, TokenWriter, prompts_of
 from rlhf.tokens.template import Renderer
 
 if TYPE_CHECKING:
@@ -32,18 +34,17 @@ if TYPE_CHECKING:
 
 Overflow = Literal["error", "drop", "truncate"]
 
-AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the ids' room
-UNDESIRABLE = "label false: not an answer to imitate"
+AT_ONCE = 1024  # rows tokenised in one call: the tokenizer's own objects take a hundred times the memory of the ids
 
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """Segments in file order, where each came from, and the report; the first two read from disk as they are asked for."""
+    """Segments in file order, where each came from, and the report. The first two are read from disk when they are asked for."""
 
     segments: Sequence[Segment] = field(default_factory=Segments)
-    rows: Sequence[Located] = field(default_factory=Places)
+    rows: Sequence[Located] = field(default_factory=Origins)
     report: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""  # a hash of every token and number: a resumed run must see the very same rows
+    fingerprint: str = ""  # a hash of every token and number: a resumed run must see exactly the same rows
 
     @property
     def items(self) -> Sequence[Segment]:
@@ -52,7 +53,7 @@ class TokenizedRows:
 
 
 class Prompts(list[Prompt]):
-    """Prompts in file order, with where each came from, the report and a hash of them beside."""
+    """Prompts in file order. Beside them: where each came from, the report, and a hash of the prompts."""
 
     rows: Sequence[Located]
     report: dict[str, Any]
@@ -72,22 +73,21 @@ def tokenize(
     *,
     seed: int,
 ) -> TokenizedRows:
-    """The rows of `data.train` or `data.eval` as segments; nothing for an eval section without sources.
+    """The rows of `data.train` or `data.eval` as segments. An eval section without sources gives none.
 
-    `kinds` are the canonical kinds that the stage trains on. Where only demonstrations fit, a preference row's chosen
-    completion is one, and so is an unpaired one with a true label; the report says so. The report's `rows_in + repeated =
-    rows_out + sum(dropped)`. Raises DataError for rows of another kind, for over-long rows under `on_overflow: error`, and
-    when no row is left.
+    `kinds` are the kinds of row that the stage trains on; `data.rows.trained_as` says what it makes of the other kinds, and the report
+    says when that happened. In the report, `rows_in + repeated = rows_out + sum(dropped)`. Raises DataError for rows of another kind,
+    for rows that are too long under `on_overflow: error`, and when no row is left.
     """
     if "prompt" in kinds:
-        raise ValueError("prompt-only rows hold nothing to train on: use prompts()")
+        raise ValueError("rows that are only a prompt hold nothing to train on: use prompts()")
     sources = data.train if which == "train" else data.eval
     if not sources:
         return TokenizedRows(report={"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}})
     what = {"kinds": sorted(kinds), "max_length": data.max_length, "on_overflow": data.on_overflow}
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, data.template), seed, kinds)
+        work = _CountedStream(sources, Renderer(tokenizer, data.template), seed, kinds)
         fit = _Fit(data.max_length, data.on_overflow, f"data.{which}")
         writer = TokenWriter(folder)
         for chunk in work.chunks(kinds):
@@ -99,7 +99,7 @@ def tokenize(
         writer.close(work.report(writer.rows) | more | {"truncated": fit.truncated, "tokens": writer.tokens})
 
     folder = token_folder(sources, tokenizer, data.template, what, seed, make)
-    return TokenizedRows(Segments(folder), Places(folder), folder.report, folder.fingerprint)
+    return TokenizedRows(Segments(folder), folder.origins, folder.report, folder.fingerprint)
 
 
 def prompts(
@@ -113,17 +113,17 @@ def prompts(
 ) -> Prompts:
     """The distinct prompts of rows of any kind, in order, with the ids that generation starts from.
 
-    Repeated prompts are dropped and counted, and so are those over `max_length` tokens unless that is an error
-    (a prompt is never cut). The counts are in `.report`. Raises DataError as `tokenize` does.
+    Repeated prompts are dropped and counted. So are prompts over `max_length` tokens, unless `on_overflow` is `error`; a prompt is never
+    cut. The counts are in `.report`. Raises DataError as `tokenize` does.
     """
     out = Prompts()
     if not sources:
-        out.rows, out.fingerprint = Places(), ""
+        out.rows, out.fingerprint = Origins(), ""
         out.report = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
         return out
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, template), seed, {"prompt"})
+        work = _CountedStream(sources, Renderer(tokenizer, template), seed, {"prompt"})
         fit = _Fit(max_length, "error" if on_overflow == "error" else "drop", "prompts")
         writer = TokenWriter(folder)
         for chunk in work.distinct_prompts():
@@ -139,12 +139,12 @@ def prompts(
     what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow}
     folder = token_folder(sources, tokenizer, template, what, seed, make)
     out.extend(prompts_of(folder))
-    out.rows, out.report, out.fingerprint = Places(folder), folder.report, folder.fingerprint
+    out.rows, out.report, out.fingerprint = folder.origins, folder.report, folder.fingerprint
     return out
 
 
-class _Rows:
-    """The stream of a section's rows on their way to tokens, and what became of them."""
+class _CountedStream:
+    """The rows of some sources on their way to tokens, with a count of what became of each."""
 
     def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int, kinds: Collection[str]) -> None:
         self.sources, self.renderer = sources, renderer
@@ -155,7 +155,7 @@ class _Rows:
         self._refused: DataError | None = None
 
     def chunks(self, kinds: Collection[str]) -> Iterator[list[Located]]:
-        """Rows of the kinds wanted; chosen and desirable completions as demonstrations where those alone are."""
+        """The rows as the stage trains on them (see `trained_as`), in lists. Raises DataError for a row of another kind."""
         for chunk in chunks(self.stream, AT_ONCE):
             yield [row for row in (self._of_kind(row, kinds) for row in chunk) if row is not None]
 
@@ -174,21 +174,20 @@ class _Rows:
             yield rows
 
     def _of_kind(self, row: Located, kinds: Collection[str]) -> Located | None:
-        kind: Kind = kind_of(row.data)
+        data, kind = trained_as(row.data, kinds), kind_of(row.data)
         if kind in kinds:
             return row
-        if "demonstration" not in kinds or kind not in ("preference", "unpaired"):
+        if data is row.data:
             wanted = " or ".join(sorted(kinds))
             raise row.error(f"this is a {kind} row; the stage trains on {wanted} rows (see format: and columns:)")
         self.converted = f"{kind} -> demonstration ({'chosen' if kind == 'preference' else 'label true'})"
-        if kind == "unpaired" and not row.data["label"]:
-            self.dropped[UNDESIRABLE] += 1
+        if data is None:
+            self.dropped[LABEL_FALSE] += 1
             return None
-        answer = row.data["chosen" if kind == "preference" else "completion"]
-        return replace(row, data={"prompt": row.data["prompt"], "completion": answer})
+        return replace(row, data=data)
 
     def segments(self, rows: list[Located]) -> tuple[list[Segment], list[Located]]:
-        """The rows that the template takes, tokenised in one go; the others are counted."""
+        """The rows that the template takes, tokenised together. The others are counted."""
         rendered, kept = [], []
         for row in rows:
             try:
@@ -201,7 +200,7 @@ class _Rows:
         return self.renderer.encode(rendered), kept
 
     def needs_any(self, rows_out: int, what: str) -> None:
-        """Raises DataError when nothing came through, and why."""
+        """Raises DataError, with the reasons, when no row is left."""
         if self._refused and not self.seen:
             raise self._refused
         if not rows_out:
@@ -210,7 +209,7 @@ class _Rows:
             raise DataError(self.sources[0].path, f"no {what}: {why}")
 
     def report(self, rows_out: int) -> dict[str, Any]:
-        """The account of every row."""
+        """What became of every row."""
         dropped = Counter(self.stream.dropped) + self.dropped
         rows_in, repeated = self.stream.rows_in, self.stream.repeated
         assert rows_in + repeated == rows_out + dropped.total(), (rows_in, repeated, rows_out, dropped)
@@ -228,7 +227,7 @@ class _Rows:
 
 
 class _Fit:
-    """The rule for rows over `max_length`, and what it did."""
+    """The rule for rows over `max_length`, and a count of what it did."""
 
     def __init__(self, limit: int | None, policy: Overflow, name: str) -> None:
         self.limit, self.policy, self.name = limit, policy, name
@@ -238,7 +237,7 @@ class _Fit:
     def __call__(
         self, segments: Sequence[Segment], rows: Sequence[Located], dropped: Counter[str]
     ) -> tuple[list[Segment], list[Located]]:
-        """The segments that fit, or were made to."""
+        """The segments that fit, some of them after a cut, and their rows."""
         fitted: list[tuple[Segment, Located]] = []
         for segment, row in zip(segments, rows, strict=True):
             length = len(segment.prompt_ids) + max(map(len, segment.completion_ids))
@@ -263,12 +262,12 @@ class _Fit:
         return False
 
     def finish(self, seen: int) -> None:
-        """Raises DataError for over-long rows where they are an error, once they are counted."""
+        """Raises DataError if rows were too long and the policy is `error`. Called when all rows are counted."""
         if self._first is None or self.policy != "error":
             return
         row, length = self._first
         raise row.error(
-            f"{length} tokens, over max_length {self.limit}; so are {self.over} of {seen} rows of {self.name} "
+            f"{length} tokens, over max_length {self.limit}; {self.over} of {seen} rows of {self.name} are too long "
             f"(longest {self.longest}). Raise max_length, or say on_overflow: drop or truncate"
         )
 

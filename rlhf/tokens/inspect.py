@@ -1,8 +1,8 @@
-"""`rlhf inspect RECIPE`: the first rows exactly as training will see them, and the invariants of every row.
+"""`rlhf inspect RECIPE`: the first rows exactly as training will see them, and a check of the invariants of every row.
 
-Goes the real way, through `dataset`, `sampler` and `segments`, and reads the trained tokens off the labels; so what is shown
-cannot differ from what is trained. Trained tokens are in colour, or between double brackets where there is none. Special tokens
-stand as they are written, a line break is an arrow and a line break, and what cannot be seen is an escape.
+It uses the same code as training (`dataset`, `sampler`, `segments`) and finds the trained tokens by the labels. So it shows what is
+trained. Trained tokens are in colour, or between double brackets if there is no colour. Special tokens are shown as they are written,
+a line break as an arrow and a line break, and a character that cannot be seen as an escape.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPEN, CLOSE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIG
 
 
 def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) -> None:
-    """Print the first `shown` rows in the order of training, decoded, the invariants, and what became of every row.
+    """Print the first `shown` rows, decoded and in the order of training; then the invariants, and what became of every row.
 
     Raises RecipeError for a recipe that does not train, DataError when a row breaks an invariant.
     """
@@ -58,39 +58,34 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         seed=recipe.seed,
         accumulation=training.gradient_accumulation_steps,
     )
-    console.print(
-        f"{counted(len(rows.segments), 'row')}, {counted(sampler.total_steps(1), 'step')} an epoch", highlight=False
-    )
-    for number, index in enumerate(islice(_in_order(sampler), min(shown, len(rows.segments)))):
-        if number == 0 or index.opens:
-            console.print(
-                f"step {index.step}, microbatch {index.microbatch}: {counted(index.rows, 'row')}", highlight=False
-            )
-        _show_segment(rows.segments[index.row], rows.rows[index.row], tokenizer, score_prompt, console)
-    if len(rows.segments) > shown:
-        console.print(f"and {counted(len(rows.segments) - shown, 'row')} more (--rows shows more)", highlight=False)
+    total = len(rows.segments)
+    _say(console, f"{counted(total, 'row')}, {counted(sampler.total_steps(1), 'step')} in each epoch")
+    for heading, index in islice(_in_order(sampler), min(shown, total)):
+        if heading:
+            _say(console, heading)
+        _show_segment(rows.segments[index], rows.rows[index], tokenizer, score_prompt, console)
+    _say_more(console, total - shown, "row")
     checked = check_rows(rows, recipe, tokenizer, score_prompt)
     _show_invariants(checked, rows, recipe, console)
     _show_report(rows.report, console)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A row's place in the order of training."""
-
-    step: int
-    microbatch: int
-    rows: int
-    row: int
-    opens: bool
-
-
-def _in_order(sampler: Sampler) -> Iterator[_Place]:
-    """The rows in the order in which training sees them."""
+def _in_order(sampler: Sampler) -> Iterator[tuple[str, int]]:
+    """The rows' indices in the order of training; the first row of each microbatch has a heading, the others an empty one."""
     for step in count(0):
-        for microbatch, batch in enumerate(sampler.window(step), 1):
-            for position, row in enumerate(batch):
-                yield _Place(step + 1, microbatch, len(batch), row, position == 0)
+        for number, microbatch in enumerate(sampler.window(step), 1):
+            for position, row in enumerate(microbatch):
+                heading = f"step {step + 1}, microbatch {number}: {counted(len(microbatch), 'row')}"
+                yield "" if position else heading, row
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False)
+
+
+def _say_more(console: Console, number: int, noun: str) -> None:
+    if number > 0:
+        _say(console, f"and {counted(number, noun)} more (--rows shows more)")
 
 
 def counted(number: int, noun: str) -> str:
@@ -99,9 +94,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, console: Console) -> None:
-    """What `check_rows` has found to be so, and what was cut."""
+    """What `check_rows` has found to be true, and what was cut."""
     cut = rows.report.get("truncated") or 0
-    eos = "and EOS" if recipe.data.template.add_eos else "(the template sees to EOS)"
+    eos = "and EOS" if recipe.data.template.add_eos else "(the template adds EOS)"
     prompt = " but the prompt" if recipe.trains_prompt else ""
     lines = [
         f"checked {counted(checked, 'completion')} of {counted(len(rows.segments), 'row')}: "
@@ -110,7 +105,7 @@ def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, con
     if cut:
         lines.append(
             f"but {counted(cut, 'row')} {'was' if cut == 1 else 'were'} cut at max_length: a completion that was cut has "
-            "lost its end, and trains no EOS;"
+            "lost its end, and does not train EOS;"
         )
     lines.append("no padding is trained, and the beginning-of-text token is not doubled")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
@@ -119,7 +114,7 @@ def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, con
 def check_rows(
     rows: TokenizedRows, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, score_prompt: bool = False
 ) -> int:
-    """Check the invariants on the labels of every row; returns how many completions there are. Raises DataError."""
+    """Check the invariants on the labels of every row. Returns how many completions there are. Raises DataError for a wrong row."""
     checked = 0
     for start in range(0, len(rows.segments), CHECKED_AT_ONCE):
         part = range(start, min(start + CHECKED_AT_ONCE, len(rows.segments)))
@@ -141,7 +136,7 @@ def check_rows(
 
 
 def _mislabelled(ids: list[int], labels: list[int], prompt: int, length: int, score_prompt: bool) -> str | None:
-    """What is wrong with a row's labels: they must be the completion's tokens, and nothing else (but the prompt's)."""
+    """What is wrong with a row's labels. They must be the completion's tokens (with `score_prompt` also the prompt's), and no others."""
     none = [IGNORE_INDEX]
     if labels[prompt:length] == none * (length - prompt):
         return "trains no token of the completion"
@@ -171,7 +166,7 @@ def _misspelt(ids: list[int], prompt: int, recipe: TrainRecipe, tokenizer: PreTr
 
 
 def _doubled_bos(ids: list[int], bos: Any, kind: str) -> str | None:
-    """A chat template may open every turn with BOS, as ChatML does; two in a row, or two in a plain text, are a mistake."""
+    """A chat template may start every turn with BOS, as ChatML does. Two in a row, or two in a plain text, are a mistake."""
     if bos is None or not (ids[:2] == [bos, bos] or (kind == "plain" and ids.count(bos) > 1)):
         return None
     return "begins with the beginning-of-text token twice: the tokenizer adds it, so the template must not"
@@ -201,10 +196,10 @@ class _Piece:
 
 
 def _pieces(ids: list[int], trained: list[bool], prompt: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Piece]:
-    """Runs of tokens alike, as the text that each adds to what comes before it.
+    """Runs of tokens of one kind, each as the text that it adds to the text before it.
 
-    Decoded alone, a run would lose its leading space with SentencePiece tokenizers. A character whose bytes are split
-    between two runs is the exception: it cannot be shown as either's, and is shown as what its bytes decode to.
+    Decoded alone, a run would lose its leading space with SentencePiece tokenizers. If the bytes of one character are in two runs,
+    each part is shown as what its own bytes decode to.
     """
     before = ""
     end = 0
@@ -236,7 +231,7 @@ def _show_tokens(name: str, pieces: list[_Piece], console: Console) -> None:
 
 
 def _visible(text: str) -> str:
-    """Text with its line breaks marked, and other characters that cannot be seen (a tab, a BOM, an escape) as escapes."""
+    """The text with marks at its line breaks, and with escapes for other characters that cannot be seen (a tab, for instance)."""
     return "".join(
         f"{NEWLINE}\n" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
         for c in text
@@ -246,17 +241,14 @@ def _visible(text: str) -> str:
 def _show_prompts(
     found: Prompts, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
 ) -> None:
-    console.print(
-        f"{counted(len(found), 'prompt')}; nothing in them is trained, rollouts start after them", highlight=False
-    )
+    _say(console, f"{counted(len(found), 'prompt')}; nothing in them is trained, and rollouts start after them")
     for number, (_, ids) in enumerate(found, 1):
         if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
             raise found.rows[number - 1].error(f"the prompt {reason}", "prompt")
         if number <= shown:
             pieces = list(_pieces(ids, [False] * len(ids), len(ids), tokenizer))
             _show_tokens(f"prompt {number}, {len(ids)} tokens", pieces, console)
-    if len(found) > shown:
-        console.print(f"and {counted(len(found) - shown, 'prompt')} more (--rows shows more)", highlight=False)
+    _say_more(console, len(found) - shown, "prompt")
     _show_report(found.report, console)
 
 
@@ -267,9 +259,8 @@ def _show_report(report: dict[str, Any], console: Console) -> None:
     table = Table("", "", show_header=False)
     for source in report["sources"]:
         said = f"{source['format']}{' (recognised by its columns)' if source['recognised'] else ''}"
-        table.add_row(
-            escape(source["path"]), f"{said}, {counted(source['rows_in'], 'row')}, {source['rows_out']:,} usable"
-        )
+        said += f", {counted(source['rows_in'], 'row')}, {source['rows_out']:,} usable"
+        table.add_row(escape(source["path"]), said)
     for key, value in report.items():
         if key not in ("sources", "quarantined", "truncated") and value not in ({}, None):
             pairs = value.items() if isinstance(value, dict) else [("", value)]

@@ -1,6 +1,6 @@
-"""Lengths in tokens as training counts them: the same renderer, template and end-of-text token as `dataset`.
+"""Lengths in tokens as training counts them: with the same renderer, template and end-of-text token as `dataset`.
 
-The heavy part of `stats`: only a run with a tokenizer imports it.
+This is the slow part of `stats` to import, so only a run with a tokenizer imports it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def counting(target: Target, tokenizer: str | None = None, max_length: int | None = None) -> tuple[Target, Counting]:
-    """The target with its options, and how its lengths are counted: in tokens where a tokenizer is named.
+    """The target with its options, and how to count its lengths: in tokens if a tokenizer is named, else in characters.
 
     Raises RecipeError for a `max_length` without a tokenizer, and for a tokenizer that cannot be loaded.
     """
@@ -40,7 +40,7 @@ def counting(target: Target, tokenizer: str | None = None, max_length: int | Non
 
 
 class TokenLengths:
-    """Counts tokens of rows. Without a template, or with `kind: auto`, a row of messages is `chat` and a row of text `plain`."""
+    """Counts the tokens of rows. Without a template, or with `kind: auto`, rows of messages are `chat` and rows of text are `plain`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateSection | None) -> None:
         self._tokenizer = tokenizer
@@ -49,7 +49,7 @@ class TokenLengths:
         self._template = template
 
     def __call__(self, rows: Sequence[Row]) -> list[Lengths]:
-        """Through the tokenizer's batch call; one by one only where the template refuses some row."""
+        """The rows' lengths, by one batch call of the tokenizer. If the template refuses a row, they are counted one by one."""
         try:
             return self._batch(rows)
         except (DataError, ValueError):

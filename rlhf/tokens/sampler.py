@@ -1,16 +1,16 @@
 """Which rows go into which microbatch of which optimizer step, on which rank: a pure function of (seed, epoch, step).
 
-Stands between `dataset` (segments) and the training loop. An epoch is one permutation of the rows; an optimizer step
-takes the next *window* of it and deals the window out over ranks and accumulation steps. So the rows of step k do not
-depend on how many processes or accumulation steps share the work, every row is used exactly once per epoch (the last
-window is smaller, nothing is dropped), and a resumed run asks for window(k) without reading what came before.
+Stands between `dataset` (segments) and the training loop. An epoch is one permutation of the rows. An optimizer step takes the
+next *window* of it, and the window is shared among ranks and accumulation steps. This has three effects. The rows of step k do not
+depend on the number of processes or accumulation steps. Every row is used exactly once in an epoch (the last window is smaller,
+and nothing is dropped). A resumed run asks for window(k) and does not read what came before.
 
-Dealing: a window of W rows fills its slots as evenly as it can, across the ranks first. A rank may therefore hold an
-empty microbatch in the epoch's last window (fewer rows than slots): the loop must still take part in the gradient sync
-there. Microbatches that would be empty on every rank are left out; every rank always gets the same number of them.
+A *slot* is one microbatch on one rank. A window's rows fill its slots as evenly as possible, across the ranks first. If the epoch's
+last window has fewer rows than slots, a rank may have an empty microbatch; the loop must still take part in the gradient sync
+there. A microbatch that would be empty on every rank is left out. Every rank always has the same number of microbatches.
 
-With a token budget (`max_tokens`) rows are packed in order until the next would go over the budget, `batch_size` is
-not used, and an epoch's number of steps may differ a little from the next one's.
+With a token budget (`max_tokens`), rows are packed in order until the next one would go over the budget. `batch_size` is then not
+used, and the number of steps may differ a little between epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass
 class Sampler:
-    """The batch plan over `lengths` (one token count a row, `Segment.num_tokens`)."""
+    """The batch plan over `lengths`: one number for each row, `Segment.num_tokens`."""
 
     lengths: Sequence[int] | Ints
     batch_size: int = 1
@@ -62,7 +62,7 @@ class Sampler:
         return math.ceil((len(self._plan(epoch)[1]) - 1) / self._slots)
 
     def total_steps(self, num_train_epochs: float) -> int:
-        """Optimizer steps in so many epochs; a part of an epoch rounds up to a whole step."""
+        """Optimizer steps in so many epochs. A part of an epoch is rounded up to a whole step."""
         whole = int(num_train_epochs)
         part = num_train_epochs - whole
         return self._start_of(whole) + (math.ceil(part * self.steps_in(whole)) if part else 0)
@@ -76,7 +76,7 @@ class Sampler:
         return bisect_right(self._starts, step) - 1
 
     def window(self, step: int) -> list[list[int]]:
-        """This rank's microbatches of optimizer step `step` (from 0): row indices, possibly none in a microbatch."""
+        """This rank's microbatches of optimizer step `step` (from 0), as lists of row indices. A list may be empty."""
         if step < 0:
             raise ValueError("steps count from 0")
         epoch = self.epoch_of(step)
@@ -102,7 +102,7 @@ class Sampler:
         return self._starts[epoch]
 
     def _plan(self, epoch: int) -> tuple[Ints, Ints]:
-        """An epoch's order of rows, and with a token budget where in it each batch starts (and the end)."""
+        """An epoch's order of rows; with a token budget also where in it each batch starts, and the end."""
         if self._cached is None or self._cached[0] != epoch:
             n = len(self.lengths)
             order = np.random.default_rng([self.seed, epoch]).permutation(n) if self.shuffle else np.arange(n)
@@ -113,7 +113,7 @@ class Sampler:
 
 
 def _deal(rows: list[int], slots: int) -> list[list[int]]:
-    """Consecutive runs of rows, one a slot, their sizes within one of each other; empty ones at the end left out."""
+    """Consecutive rows for each slot. Sizes differ by one at most. Empty slots at the end are left out."""
     small, larger = divmod(len(rows), slots)
     sizes = [small + 1] * larger + [small] * (slots - larger)
     ends = np.cumsum(sizes).tolist()
@@ -121,9 +121,9 @@ def _deal(rows: list[int], slots: int) -> list[list[int]]:
 
 
 def _pack(lengths: Ints, budget: int) -> Ints:
-    """Where the batches start in rows of these lengths, and the end: a new one whenever the next row would go over the budget.
+    """Where the batches start, and where the last one ends. A new batch starts when the next row would go over the budget.
 
-    A row over the budget goes alone.
+    A row that is over the budget alone is a batch of its own.
     """
     ends = np.cumsum(lengths)
     starts = [0]
@@ -134,5 +134,5 @@ def _pack(lengths: Ints, budget: int) -> Ints:
 
 
 def _even(slots: list[list[int]], world_size: int) -> list[list[int]]:
-    """As many slots on every rank: empty ones fill up the last microbatch."""
+    """The same number of slots on every rank: empty ones complete the last microbatch."""
     return slots + [[] for _ in range(-len(slots) % world_size)]

@@ -1,16 +1,15 @@
 """One shape for every batch: a prompt and its completions, laid end to end without padding.
 
-A *segment* is one prompt with n completions as branches; each branch sees the prompt and itself, never another branch
-or another segment. n = 1 is a demonstration, 2 a preference pair, K a ranking or a sampled group. A batch is a list of
-segments in one flat row of tokens:
+A *segment* is one prompt with n completions as branches. Each branch sees the prompt and itself, and never another branch or
+another segment. n = 1 is a demonstration, 2 a preference pair, K a ranking or a group of samples. A batch is a list of segments
+in one flat row of tokens:
 
     tokens     p p p a a b b b | q q c c c        two segments: prompt p with branches a, b; prompt q with branch c
-    positions  0 1 2 3 4 3 4 5 | 0 1 2 3 4        a branch's positions go on where its prompt stopped
-    scored     - - - a a b b b | - - c c c        every completion token, predicted from the token `sources` points at
+    positions  0 1 2 3 4 3 4 5 | 0 1 2 3 4        each branch starts at the position after its prompt
+    scored     - - - a a b b b | - - c c c        every completion token; `sources` says which token predicts it
 
-Stands between `data` (rows become `Segment`s) and `models` (which turn a batch into log-probabilities or scalars). The
-padded `[B, T]` form, one completion a row, is `pad`: the fallback for models that cannot take segments, and the oracle
-that they must equal.
+Stands between `dataset` (rows become `Segment`s) and `models` (a batch becomes log-probabilities or scalars). `pad` gives the padded
+`[B, T]` form with one completion in each row. Models that cannot take segments use it, and tests compare the two forms.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ class SegmentBatch:
         return torch.arange(longest, device=self.lengths.device) < self.lengths[:, None]
 
     def to_rows(self, values: Tensor) -> Tensor:
-        """Per-token values [N] as one row a completion [M, C], zero where there is no token."""
+        """Per-token values [N] as one row for each completion [M, C], zero where there is no token."""
         out = values.new_zeros(self.mask.shape)
         return out.masked_scatter(self.mask, values)
 
@@ -118,7 +117,7 @@ class SegmentBatch:
 
 
 def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> SegmentBatch:
-    """Lay segments end to end. `score_prompt` also scores each prompt's tokens but its first (n = 1 only)."""
+    """Lay segments end to end. `score_prompt` also scores each prompt's tokens except its first (n = 1 only)."""
     ids: list[int] = []
     positions: list[int] = []
     targets: list[int] = []
@@ -134,7 +133,7 @@ def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> Segme
         positions += range(prompt)
         if score_prompt:
             if len(segment.completion_ids) != 1:
-                raise ValueError("the prompt's tokens can be scored with one completion only")
+                raise ValueError("a prompt's tokens can be scored only if it has one completion")
             targets += segment.prompt_ids[1:]
             sources += range(start, start + prompt - 1)
             rows += [len(last)] * (prompt - 1)
@@ -168,7 +167,7 @@ def _long(values: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """The same batch one completion a row, right-padded. B = completions, T = the longest row."""
+    """The same batch with one completion in each row, padded on the right. B = completions, T = the longest row."""
 
     input_ids: Tensor  # [B, T] int64
     attention_mask: Tensor  # [B, T] int64: 1 on real tokens
@@ -178,9 +177,9 @@ class PaddedBatch:
 
 
 def pad(batch: SegmentBatch, pad_token_id: int) -> PaddedBatch:
-    """One completion a row with its prompt before it; labels keep exactly the batch's scored tokens.
+    """One completion in each row, after its prompt. The labels are exactly the batch's scored tokens.
 
-    Reading `labels` row by row gives `batch.targets` in their order.
+    `labels`, read row by row without -100, are `batch.targets` in their order.
     """
     rows: list[Tensor] = []
     labels: list[Tensor] = []

@@ -1,19 +1,18 @@
 """Tokenised rows on disk, made once: flat files of token ids that training maps into memory and reads by row number.
 
-Stands between `dataset`, which fills it, and the sampler and batches, which ask for row i and read nothing before it. A folder:
+`dataset` fills a folder. The sampler and the batches ask for row i, and nothing before it is read. A folder holds
 
     ids.bin       int32 [tokens]        every row's prompt and then its completions, end to end
     lengths.npy   int32 [parts]         tokens of each prompt and each completion, in the same order
     counts.npy    int32 [rows]          completions of each row; 0 for prompts alone
     grades.npy    float64 [completions] or empty where nothing is compared
     margins.npy   float64 [rows]        nan where unknown
-    files.npy     int32 [rows]          which file a row came from, an index into report.json's `files`
-    rows.npy      int64 [rows]          its place there
+    files.npy     int32 [rows]          which file a row came from: an index into `files` of report.json
+    rows.npy      int64 [rows]          its row number in that file
     texts.jsonl   the prompts' texts, for prompts alone
     report.json   {files, report}       what became of every row
 
-The folder is kept by `rlhf.runs.cache` under a key that holds all that the tokens depend on (see `dataset`). Two ranks that want it at
-once make it once.
+`cache` keeps the folder under a key of everything that the tokens depend on. Two processes that want it at the same time make it once.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf.data.origins import OnDemand, Origins
 from rlhf.data.rows import Located, Text, text_of
 from rlhf.runs.manifest import NAME as MANIFEST
 from rlhf.tokens.segments import Segment
@@ -42,7 +42,7 @@ _TYPES = {
 
 
 class TokenWriter:
-    """Fills a folder block by block; memory holds the numbers of rows and parts, not the tokens."""
+    """Fills a folder block by block. Memory holds the lengths and the row numbers, not the tokens."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -64,7 +64,7 @@ class TokenWriter:
         self._texts.writelines(json.dumps(row.data["prompt"], ensure_ascii=False) + "\n" for row in rows)
 
     def close(self, report: dict[str, Any]) -> None:
-        """Write what is left, and the report."""
+        """Write the arrays and the report."""
         self._ids.close()
         self._texts.close()
         for name, kind in _TYPES.items():
@@ -97,11 +97,10 @@ class TokenFolder:
 
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        self.files: list[str] = about["files"]
         self.report: dict[str, Any] = about["report"]
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _TYPES}
         self.counts, self.grades, self.margins = arrays["counts"], arrays["grades"], arrays["margins"]
-        self.file_of, self.row_of = arrays["files"], arrays["rows"]
+        self.origins = Origins(about["files"], arrays["files"], arrays["rows"])
         self._ends = np.cumsum(arrays["lengths"], dtype=np.int64)  # of each part
         self._first = np.cumsum(self.counts + 1, dtype=np.int64) - self.counts - 1  # each row's first part
         size = (folder / "ids.bin").stat().st_size
@@ -125,20 +124,20 @@ class TokenFolder:
 
     @property
     def num_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Tokens of each row, the prompt once and every completion once: `Segment.num_tokens`."""
+        """Tokens of each row, as `Segment.num_tokens` counts them."""
         last = self._ends[self._first + self.counts] if len(self) else np.empty(0, dtype=np.int64)
         return np.diff(last, prepend=0)
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash of the tokens and numbers of a sealed folder, wherever its rows came from."""
+    """A hash of the tokens and numbers of a finished folder. It does not depend on where the rows came from."""
     sealed = json.loads((folder / MANIFEST).read_text())["files"]
     names = ("ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy")
     return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()
 
 
-class Segments(Sequence[Segment]):
-    """The rows of a token folder as segments, each read when it is asked for."""
+class Segments(OnDemand[Segment]):
+    """The rows of a token folder as segments. Each is read when it is asked for."""
 
     def __init__(self, folder: TokenFolder | None = None) -> None:
         self._folder = folder
@@ -147,14 +146,6 @@ class Segments(Sequence[Segment]):
 
     def __len__(self) -> int:
         return 0 if self._folder is None else len(self._folder)
-
-    @overload
-    def __getitem__(self, index: int) -> Segment: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Segment]: ...
-    def __getitem__(self, index: int | slice) -> Segment | list[Segment]:
-        places = range(len(self))[index]
-        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
 
     @property
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -167,28 +158,6 @@ class Segments(Sequence[Segment]):
         first, margin = int(self._first[index]), float(self._folder.margins[index])
         grades = self._folder.grades[first : first + len(completions)].tolist() if len(self._folder.grades) else ()
         return Segment(prompt, completions, grades, None if np.isnan(margin) else margin)
-
-
-class Places(Sequence[Located]):
-    """Where the rows of a token folder came from: rows without data, for messages."""
-
-    def __init__(self, folder: TokenFolder | None = None) -> None:
-        self._folder = folder
-
-    def __len__(self) -> int:
-        return 0 if self._folder is None else len(self._folder)
-
-    @overload
-    def __getitem__(self, index: int) -> Located: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Located]: ...
-    def __getitem__(self, index: int | slice) -> Located | list[Located]:
-        places = range(len(self))[index]
-        return [self._at(i) for i in places] if isinstance(places, range) else self._at(places)
-
-    def _at(self, index: int) -> Located:
-        assert self._folder is not None
-        return Located(self._folder.files[int(self._folder.file_of[index])], int(self._folder.row_of[index]), {})
 
 
 class Prompt(NamedTuple):

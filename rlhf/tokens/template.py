@@ -1,12 +1,14 @@
 """Rows to token ids, with an exact boundary between the prompt and each completion.
 
-Stands between canonical rows and `segments`. What a reward model or a policy is trained on is what generation will
-feed it: the prompt's ids in training are `prompt_ids(prompt)`, always, and prompt + completion decodes to the text.
+Stands between canonical rows and `segments`. Training and generation see the same ids: a prompt's ids are always
+`prompt_ids(prompt)`, and the ids of prompt and completion together decode to their text.
 
-Unlike the reference code: no search for a response marker inside ids (a token may straddle it), no `labels = ids !=
-pad` (EOS would not be trained where pad == eos), one BOS, and a control token spelled out in a user's text stays text.
-`kind: plain` puts the tokenizer's usual special tokens before the prompt; `kind: chat` leaves them to the template;
-`kind: auto` becomes `chat` where the first prompt is a list of messages, and `plain` where it is text.
+Four things are different from the reference code. It searches the ids for a response marker, but one token may hold the end of the
+prompt and the start of the answer. It sets `labels = ids != pad`, so EOS is not trained where pad is EOS. Here there is exactly one
+BOS. And a control token that is written out in a user's text stays text.
+
+`kind: plain` puts the tokenizer's usual special tokens before the prompt. `kind: chat` leaves them to the template. `kind: auto`
+becomes `chat` if the first prompt is a list of messages, and `plain` if it is text.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from rlhf.tokens.segments import Segment
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# One private-use character stands in for each control token spelled out in a user's text (see `_guard`).
+# One private-use character stands for each control token that is written out in a user's text (see `_guard`).
 _GUARD = 0xF8000
 _GUARDED = re.compile(f"([{chr(_GUARD)}-{chr(_GUARD + 0xFFF)}])")
 _PROBE = "probe"
@@ -32,7 +34,7 @@ _PROBE = "probe"
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as guarded text: the prompt, and each completion as it continues that prompt."""
+    """A row as guarded text (see `_guard`): the prompt, and what each completion adds to it."""
 
     prompt: str
     completions: tuple[str, ...]
@@ -41,10 +43,10 @@ class Rendered:
 
 
 class Renderer:
-    """Turns canonical rows into segments. Counts, over its life, `boundary_splits` and `special_tokens_in_text`.
+    """Turns canonical rows into segments, and counts two things.
 
-    boundary_splits: completions tokenised apart from their prompt because one token would have straddled the boundary.
-    special_tokens_in_text: control tokens found spelled out in prompts or completions, and kept as plain text.
+    boundary_splits: completions that were tokenised apart from their prompt, because one token would have held parts of both.
+    special_tokens_in_text: control tokens that were written out in prompts or completions, and kept as plain text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, section: TemplateSection) -> None:
@@ -78,11 +80,11 @@ class Renderer:
         self._end_id = self._end_of_turn() if kind == "chat" else None
 
     def render_prompt(self, prompt: Text) -> str:
-        """The prompt's text as the model reads it (for `plain`, less the special tokens at the front)."""
+        """The prompt's text as the model reads it (for `plain`, without the special tokens at the front)."""
         return self._unguard(self._prompt_text(prompt))
 
     def prompt_ids(self, prompt: Text) -> list[int]:
-        """The ids that generation starts from; every training row's prompt has exactly these."""
+        """The ids that generation starts from. In training, the prompt has exactly these ids too."""
         return self.batch_prompt_ids([prompt])[0]
 
     def segment(self, row: Row) -> Segment:
@@ -99,7 +101,7 @@ class Renderer:
         return [self._front + ids for ids in self._encode(texts)]
 
     def continuation_ids(self, text: str) -> list[int]:
-        """Ids of a text that goes on from ids that stand: tokenised apart from them, control tokens spelled out in it kept as text."""
+        """The ids of a text that follows other ids. It is tokenised apart from them, and control tokens written out in it stay text."""
         return self._pieces(self._guard(text, count=False), goes_on=True)
 
     def render(self, row: Row) -> Rendered:
@@ -113,7 +115,7 @@ class Renderer:
         return Rendered(text, tails, tuple(grades_of(row)), None if margin is None else float(margin))
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Segment]:
-        """Tokenise rendered rows in bulk: all prompts, then all full texts, then the few that straddle."""
+        """Tokenise rendered rows together: all prompts, then all full texts, then the few completions that must be tokenised apart."""
         prompts = self._encode([r.prompt for r in rendered])
         pairs = [(prompt, r.prompt, c) for r, prompt in zip(rendered, prompts, strict=True) for c in r.completions]
         fulls = self._encode([text + c for _, text, c in pairs])
@@ -121,7 +123,9 @@ class Renderer:
             full[len(prompt) :] if full[: len(prompt)] == prompt and len(full) > len(prompt) else None
             for (prompt, _, _), full in zip(pairs, fulls, strict=True)
         ]
-        apart = [c for (*_, c), ids in zip(pairs, tails, strict=True) if ids is None]  # a token would straddle
+        apart = [
+            c for (*_, c), ids in zip(pairs, tails, strict=True) if ids is None
+        ]  # a token would hold parts of both
         self.boundary_splits += len(apart)
         anchored = self._needs_anchor
         again = iter([self._pieces(c, goes_on=True) for c in apart] if anchored else self._encode(apart))
@@ -171,7 +175,7 @@ class Renderer:
         return [{"role": m["role"], "content": self._guard(m["content"], count)} for m in messages]
 
     def _guard(self, text: str, count: bool = True) -> str:
-        """Stand-ins for control tokens in a user's text, so that only the template's own are parsed as such."""
+        """The text with a stand-in for each control token, so that only the template's own become control tokens."""
         guarded, found = self._special_pattern.subn(lambda m: chr(_GUARD + self._specials.index(m[0])), text)
         self.special_tokens_in_text += found if count else 0
         return guarded
@@ -186,9 +190,9 @@ class Renderer:
     # --- ids --------------------------------------------------------------------------------------------------------
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Guarded texts as ids without special tokens of the tokenizer's own; control tokens of the template parsed.
+        """The ids of guarded texts. The template's control tokens become control tokens; the tokenizer adds none of its own.
 
-        Texts that come again (the prompt of several pairs, a completion in more than one of them) are tokenised once.
+        A text that occurs more than once (the prompt of several pairs, or a completion in several pairs) is tokenised once.
         """
         if not texts:
             return []
@@ -206,7 +210,7 @@ class Renderer:
         return out
 
     def _pieces(self, text: str, goes_on: bool) -> list[int]:
-        """Ids of one guarded text, its stand-ins as plain text; `goes_on` when other text comes before it."""
+        """The ids of one guarded text, with the stand-ins as plain text. `goes_on`: other text comes before it."""
         ids: list[int] = []
         for piece in filter(None, _GUARDED.split(text)):
             literal = bool(_GUARDED.fullmatch(piece))
@@ -222,7 +226,7 @@ class Renderer:
         return ids
 
     def _continue(self, text: str, literal: bool = False) -> list[int]:
-        """Ids of a text that goes on from other text: no word-start mark where the tokenizer would put one."""
+        """The ids of a text that follows other text: without the mark for the start of a word that some tokenizers add."""
         if self._needs_anchor:
             anchor, anchored = self._plain_ids("\n"), self._plain_ids("\n" + text, literal)
             if anchored[: len(anchor)] == anchor:
@@ -230,14 +234,14 @@ class Renderer:
         return self._plain_ids(text, literal)
 
     def _end(self, ids: list[int]) -> list[int]:
-        """A completion's ids up to its end-of-turn token, and EOS after it unless that is EOS (`add_eos`)."""
+        """A completion's ids up to its end-of-turn token. With `add_eos`, EOS follows, unless that token is EOS."""
         if self._end_id is not None and self._end_id in ids:
             ids = ids[: len(ids) - ids[::-1].index(self._end_id)]
         eos = cast(int, self.tokenizer.eos_token_id)
         return [*ids, eos] if self.section.add_eos and (not ids or ids[-1] != eos) else ids
 
     def _front_ids(self) -> list[int]:
-        """The special tokens that this tokenizer puts before a text; what it puts after is left to `add_eos`."""
+        """The special tokens that this tokenizer puts before a text. What comes after a text is left to `add_eos`."""
         bare, full = self._plain_ids(_PROBE), list(self.tokenizer(_PROBE)["input_ids"])
         for start in range(len(full) - len(bare) + 1):
             if full[start : start + len(bare)] == bare:
@@ -245,7 +249,7 @@ class Renderer:
         return []
 
     def _end_of_turn(self) -> int | None:
-        """The control token that the template puts after an assistant's words, if any."""
+        """The control token that the template puts after an assistant's message, if any."""
         turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
         _, _, suffix = self._chat(turns, False).rpartition(_PROBE)
         return next((i for i in self._plain_ids(suffix) if i in self._control_ids), None)

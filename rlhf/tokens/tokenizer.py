@@ -1,4 +1,4 @@
-"""A model's tokenizer, and the place that a model's name stands for."""
+"""A model's tokenizer, and the folder that a model's name stands for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rlhf.errors import RecipeError, first_line
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. One without a pad token pads with EOS: nothing here tells padding by its id.
+    """The model's tokenizer. If it has no pad token, it pads with EOS; no code here recognises padding by its id.
 
-    Raises RecipeError where there is none, or it has no EOS token.
+    Raises RecipeError if there is no tokenizer, or if it has no EOS token.
     """
     path = find_model(name_or_path)
     try:
@@ -28,7 +28,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def find_model(name_or_path: str) -> str:
-    """The local folder of a model, or its hub name. Raises RecipeError for a path that is not there."""
+    """The local folder of a model, or its hub name. Raises RecipeError for a local path that does not exist."""
     path = resolve(name_or_path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():

@@ -83,8 +83,12 @@ PAIRS: dict[str, Callable[[int], Bad]] = {
     "an empty prompt": lambda i: (dumps(pair(i, prompt="")), "prompt", "is empty"),
     "spaces only": lambda i: (dumps(pair(i, chosen=" \n\t\u3000" * (1 + i % 3))), "chosen", "is empty"),
     "equal sides": lambda i: (dumps(pair(i, rejected=f"good {i}")), "rejected", "is equal to chosen"),
-    "NaN": lambda i: (json.dumps(pair(i, margin=float("nan"))).encode(), None, "NaN and Infinity are no numbers"),
-    "Infinity": lambda i: (json.dumps(pair(i, margin=float("-inf"))).encode(), None, "NaN and Infinity are no numbers"),
+    "NaN": lambda i: (json.dumps(pair(i, margin=float("nan"))).encode(), None, "NaN and Infinity are not numbers"),
+    "Infinity": lambda i: (
+        json.dumps(pair(i, margin=float("-inf"))).encode(),
+        None,
+        "NaN and Infinity are not numbers",
+    ),
     "a number that runs over": lambda i: (
         dumps(pair(i, margin=7)).replace(b" 7}", b" 1e999}"),
         "margin",
@@ -242,7 +246,7 @@ def test_a_gzip_stream_that_breaks_off(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
     rows, stream, entries = load_all(path)
     last = max(entries, key=lambda e: e["row"])
-    assert "the gzip stream breaks off here" in last["reason"] and last["row"] > 1000
+    assert "the gzip stream ends too early here" in last["reason"] and last["row"] > 1000
     before = both[: last["row"] - 1]
     assert {r.row: r.data for r in rows} == {
         n: json.loads(line) for n, (line, bad) in enumerate(before, 1) if bad is None

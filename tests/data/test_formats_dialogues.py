@@ -127,8 +127,8 @@ def test_replies_that_are_deleted_or_without_a_rank_are_left_out_and_counted(tmp
     assert loaded.dropped == {
         "replies: a reply that was deleted": 1,
         "replies: a reply without a rank": 1,
-        "prompt: was deleted, or follows a message that was or is missing": 1,
-        "replies: none that could be ranked": 1,
+        "prompt: was deleted, or comes after a message that was deleted or is missing": 1,
+        "replies: no reply could be ranked": 1,
         "replies: needs two ranked replies at least": 1,
         "replies: two have the same rank": 1,
     }
@@ -180,7 +180,7 @@ def test_messages_that_are_torn_from_their_tree_are_counted(tmp_path: Path, flat
     whole = load_one(lines(tmp_path / "w.jsonl", last), format="oasst")
     assert [r.data for r in loaded.rows] == [r.data for r in whole.rows]
     replies = sum(m["parent_id"] == first[0]["message_id"] for m in first)
-    assert loaded.dropped["parent_id: its message is not among the rows beside it"] == replies
+    assert loaded.dropped["parent_id: the message that it replies to is not beside it"] == replies
     assert loaded.dropped["message_id: stands twice in the tree"] == 1
     assert loaded.sources[0]["rows_in"] == len(loaded.rows) + sum(loaded.dropped.values())
 

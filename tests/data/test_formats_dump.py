@@ -123,7 +123,7 @@ def test_a_row_over_several_lines_and_a_dump_that_breaks_off(tmp_path: Path) -> 
     rows, quarantine = read_all(path)
     assert 100 < len(rows[0].data["answers"]) < 2900
     (entry,) = quarantine.entries
-    assert "gzip stream breaks off" in entry["reason"] and quarantine.rows_in == 2
+    assert "gzip stream ends too early" in entry["reason"] and quarantine.rows_in == 2
 
 
 def test_what_is_no_dump(tmp_path: Path) -> None:

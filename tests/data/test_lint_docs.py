@@ -17,12 +17,20 @@ PAIRS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"
 
 
 def test_every_check_is_documented() -> None:
-    """The names are read off the source: the second argument of every Finding, and one for every flaw of a text."""
+    """The names are read off the source: the second argument of every Finding, and one for every flaw of a text.
+
+    Where that argument is a variable, the name is what the source assigns to `check`.
+    """
     names = {f"texts_{flaw}" for flaw in FLAWS}
     for path in (ROOT / "rlhf/data/lint").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
-                names |= {n.value for n in ast.walk(node.args[1]) if isinstance(n, ast.Constant)} - {"texts_"}
+                named: ast.expr = node.args[1]
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "check":
+                named = node.value
+            else:
+                continue
+            names |= {n.value for n in ast.walk(named) if isinstance(n, ast.Constant)} - {"texts_"}
     table = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/lint.md").read_text(), re.M)
     assert len(table) == len(set(table)) > 20
     assert set(table) == {n for n in names if " " not in n}

@@ -174,7 +174,7 @@ def test_a_truncated_gzip_gives_what_came_before_and_one_entry(tmp_path: Path, f
     assert [int(r.data["a"]) for r in rows] == list(range(len(rows)))
     (entry,) = quarantine.entries
     assert entry["row"] == len(rows) + 1
-    assert "gzip stream breaks off" in entry["reason"]
+    assert "gzip stream ends too early" in entry["reason"]
     assert quarantine.rows_in == len(rows) + 1
 
 

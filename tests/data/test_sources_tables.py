@@ -48,7 +48,7 @@ def test_a_time_inside_a_list_costs_its_row_and_says_why(tmp_path: Path) -> None
     found, quarantine = read_all(table(tmp_path / "t.parquet", prompt=["a", "b"], t=times))
     assert [r.data["prompt"] for r in found] == ["b"]
     (entry,) = quarantine.entries
-    assert entry["row"] == 1 and entry["reason"].startswith("holds a value that Python cannot: ")
+    assert entry["row"] == 1 and entry["reason"].startswith("holds a value that Python cannot hold: ")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream", "file"])

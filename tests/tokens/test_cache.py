@@ -65,6 +65,20 @@ def test_a_touched_file_is_the_same_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(rows_of(section(path)).segments) == 40
 
 
+@pytest.mark.parametrize("package", ["data/formats", "tokens"])
+def test_the_code_that_makes_rows_and_tokens_is_in_the_key(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that another version of a format made are not the same rows."""
+    (tmp_path / package).mkdir(parents=True)
+    monkeypatch.setattr(token_cache, "PACKAGES", tmp_path)
+    hashes = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / package / "code.py").write_text(text)
+        hashes.add(token_cache._code.__wrapped__())
+    assert len(hashes) == 2
+
+
 def test_every_setting_is_in_the_key(tmp_path: Path) -> None:
     """A cache that leaves one out trains on other rows than the recipe says."""
     path = lines(tmp_path / "r.jsonl", PAIRS)
@@ -219,7 +233,7 @@ def test_what_a_killed_process_left_is_listed_and_cleaned_and_what_is_being_made
         (partial / "ids.bin").write_bytes(b"1234")
     with FileLock(token_cache.root() / ".alive.lock"):
         dead = next(entry for entry in token_cache.entries() if entry.path.name == ".tmp-dead-123")
-        assert (dead.bytes, dead.rows, dead.sources) == (4, 0, ["not whole: its making was broken off"])
+        assert (dead.bytes, dead.rows, dead.sources) == (4, 0, ["not whole: the process that made it was stopped"])
         assert token_cache.clean()[0] == 2
     assert [p.name for p in token_cache.root().glob(".tmp-*")] == [".tmp-alive-123"]
 

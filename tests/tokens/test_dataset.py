@@ -48,7 +48,7 @@ def test_over_long_rows_stop_the_run_by_default(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         run(path, max_length=length - 1)
     assert (error.value.file, error.value.row) == (path, 1)
-    assert f"{length} tokens, over max_length {length - 1}; so are 2 of 3 rows" in str(error.value)
+    assert f"{length} tokens, over max_length {length - 1}; 2 of 3 rows" in str(error.value)
 
 
 def test_drop_counts(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_prompts_of_any_kind_each_once(tmp_path: Path) -> None:
 
 def test_over_long_prompts(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"prompt": "hello"}, {"prompt": "1 2 3 " * 50}])
-    with pytest.raises(DataError, match=r"r\.jsonl:2: \d+ tokens, over max_length 10; so are 1 of 2"):
+    with pytest.raises(DataError, match=r"r\.jsonl:2: \d+ tokens, over max_length 10; 1 of 2"):
         find_prompts(path, max_length=10)
     found = find_prompts(path, max_length=10, on_overflow="drop")
     assert (len(found), found.report["dropped"]) == (1, {"over max_length": 1})

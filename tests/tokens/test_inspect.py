@@ -227,7 +227,7 @@ def test_a_cut_row_may_end_without_eos(tmp_path: Path) -> None:
 def test_cut_rows_are_said_to_train_no_eos(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", [{"prompt": "the film", "completion": " was good 1 2 3 4 5 6 7 8"}])
     text = shown(path, method="sft", data={"max_length": 8, "on_overflow": "truncate"})
-    assert "but 1 row was cut at max_length: a completion that was cut has lost its end, and trains no EOS" in text
+    assert "but 1 row was cut at max_length: a completion that was cut has lost its end, and does not train EOS" in text
 
 
 def test_more_rows_than_a_microbatch_go_on_to_the_next(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""Near-duplicates out, the first of each kept; also rows out that match another set (decontamination). Used by `build`.
+"""Remove near-duplicates and keep the first of each, or remove rows that match another set (decontamination). Used by `build`.
 
-    exact        whole texts
-    fast         sketches find candidates, exact Jaccard similarity of character shingles confirms them
-    ray          the same result, the work spread over machines
-    datasketch   MinHash-LSH with the reference lab's settings, unconfirmed (see `reference_recipe` for what is different)
+    exact        compares whole texts
+    fast         sketches find candidates, and the exact Jaccard similarity of character shingles confirms them
+    ray          the same result; the work is shared by several machines
+    datasketch   MinHash-LSH with the reference lab's settings, without confirmation (`reference_recipe` says what is different)
 
-What is different from the usual tools: no engine drops by connected components, where a chain of likenesses drops a text that
-resembles nothing kept. A text goes when it matches a text that stays; every removal names that witness with the exact
-similarity; and texts shorter than one shingle, which have no sketch, are compared whole.
+Two things are different from the usual tools. They remove connected components: a chain of similar texts may remove a text that is
+similar to no text that stays. Here a text goes only if it matches a text that stays, the *witness*; every removal names its witness and
+the exact similarity. And a text shorter than one shingle, which has no sketch, is compared whole.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def dedup(
     order: NDArray[np.int64] | None = None,
     reference: int = 0,
 ) -> Removals:
-    """What the step's engine removes. No witness is itself removed; with `fast`, `ray` and `exact` it is the earliest match.
+    """What the step's engine removes. A witness always stays; with `fast`, `ray` and `exact` it is the earliest match.
 
-    `order` [N] is the order in which texts are considered, a permutation of 0..N-1: of those alike, the first in it stays.
-    `reference` > 0: texts[:reference] are compared against and stay; the others go when they match one of them, and are
-    not compared with each other. Raises ValueError for an `order` or `reference` that does not fit the texts, and
-    SetupError where the engine's package is missing.
+    `order` [N] is the order in which texts are considered, a permutation of 0..N-1: of texts that match, the first one stays.
+    A text's *place* is its index in this order. With `reference` > 0, texts[:reference] stay, the others go if they match one of
+    these, and the others are not compared with each other. Raises ValueError for an `order` or `reference` that does not fit the
+    texts, and SetupError if the engine's package is missing.
     """
     if not isinstance(texts, Texts):
         texts = Texts.of(texts)
@@ -57,7 +57,7 @@ def dedup(
 
 
 def _places(count: int, order: NDArray[np.int64] | None, reference: int) -> NDArray[np.int64]:
-    """The order, checked, with the references before all others."""
+    """The checked order, with the reference texts first."""
     if order is None:
         return np.arange(count)
     if order.shape != (count,) or not np.array_equal(np.sort(order), np.arange(count)):

@@ -1,7 +1,7 @@
 """The `fast` engine on numba: memory for the kernels, and the loop that feeds them blocks. One thread, deterministic.
 
-Memory is 8 bytes x bands x 1.6 a text for the index (about 300), 30 for the outcomes, and the offsets; the texts themselves
-may lie in a mapped file, of which only what was read since the last release is resident.
+For each text, memory holds 8 x bands x 1.6 bytes of index (about 300), 30 bytes of results, and the offset. The texts themselves may be in
+a mapped file; of that, memory holds only what was read since the last release.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from rlhf.data.dedup.texts import Texts
 from rlhf.errors import DataError
 from rlhf.recipe.steps import MatchSection
 
-_ROOM = 1.6  # slots a text in each table
+_ROOM = 1.6  # slots for each text in each table
 _RELEASE = 32  # blocks between two releases of the mapped file
 _WHOLE = 1 << 62  # more characters than any text has
 
 
 def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int64], reference: int) -> Removals:
-    """Removals of texts in `order`, whose first `reference` places are compared against and never removed."""
+    """Removals of texts in `order`. The texts at its first `reference` places always stay."""
     if len(texts) > MOST_TEXTS:
-        raise DataError("dedup", f"{len(texts)} texts are more than the {MOST_TEXTS} that engine: fast can number")
+        raise DataError("dedup", f"{len(texts)} texts are too many for engine: fast, which takes {MOST_TEXTS} at most")
     given = given_of(texts, step, bands, order, reference)
     index, room = _index(len(texts), bands, reference or len(texts)), _room(given)
     node, start = 1, 0
@@ -63,19 +63,19 @@ def given_of(
     wide: bool = False,
     sigma: bool = False,
 ) -> Given:
-    """The kernels' view of the texts. `wide` and `sigma` say what the table of characters holds."""
+    """What the kernels need of the texts and the step. `wide` and `sigma` say what the table of characters holds."""
     max_chars = _WHOLE if step.max_chars is None else step.max_chars
     lower = lower_table(wide, sigma)
     size, threshold = step.shingle_size, step.threshold
     order = order.view()
-    order.flags.writeable = False  # as it is when it comes from another process: one type, compiled once
+    order.flags.writeable = False  # an order from another process is read-only too: so there is one type, compiled once
     return Given(texts.data, texts.offsets, order, lower, reference, max_chars, size, *bands, threshold)
 
 
 def sketches(
     given: Given, places: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.uint64]]:
-    """content uint64 [n], short bool [n] and band hashes uint64 [n, bands] (zeros where short) of n places, for `ray`."""
+    """For `ray`: content uint64 [n], short bool [n] and band hashes uint64 [n, bands] (zeros for short texts) of n places."""
     content, length = np.zeros(len(places), np.uint64), np.zeros(len(places), np.int64)
     hashes = np.zeros((len(places), given.bands), np.uint64)
     room = _room(given)._replace(content=content, length=length, hashes=hashes)
@@ -84,9 +84,9 @@ def sketches(
 
 
 def similarities(given: Given, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Exact similarity of the texts at pairs int64 [n, 2] of places, -1 where below the threshold, for `ray`.
+    """For `ray`: the exact similarity of the texts at pairs int64 [n, 2] of places; -1 below the threshold.
 
-    Pairs of one first place stand together.
+    Pairs with the same first place must follow each other.
     """
     found = np.zeros(len(pairs))
     compare_places(given, _room(given), pairs, found)
@@ -94,7 +94,7 @@ def similarities(given: Given, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _index(count: int, bands: Bands, kept: int) -> Index:
-    """Room for `kept` texts in the index of `count`; the pages that are not needed are never touched."""
+    """Memory for `kept` texts in the index of `count` texts. Pages that are not used are never touched."""
     return Index(
         table=np.zeros((bands.number, int(kept * _ROOM) + 16), np.uint64),
         nodes=np.zeros((4 * bands.number * BLOCK, 2), np.uint32),

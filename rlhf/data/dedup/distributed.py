@@ -1,14 +1,16 @@
-"""The `ray` engine: what `fast` does, its work spread by Ray over the cores of one machine or of many.
+"""The `ray` engine: it does what `fast` does, and Ray shares the work among the cores of one or more machines.
 
     places ─ sketch ─▶ (content, band hashes) ─ group by band hash ─▶ candidate pairs ─ group by later text ─▶ confirmed edges
                                   driver: equal texts collapse to their first                driver: greedy over the edges
 
-The result is that of `fast`, not only like it: the same kernels make the same sketches, an edge is a pair of exact similarity at
-least the threshold, and the greedy pass over the edges in order is the sequential one. What differs is the cost: `fast` looks up
-kept texts only, while workers that do not know which texts stay must confirm all pairs of a bucket. Equal texts are collapsed
-before, but thousands of texts that all nearly equal each other are quadratic here. Each node holds a copy of the texts in shared
-memory, the driver about 50 bytes a text. Plain Ray tasks and not Ray Data, whose shuffles took a minute to start on two cores and
-stood still when two followed each other. This is for what one core cannot do in time.
+The result is exactly that of `fast`: the same kernels make the same sketches, an edge is a pair whose exact similarity reaches the
+threshold, and the greedy pass goes over the edges in the same order. The cost is different. `fast` compares a text only with texts
+that stay. The workers do not know which texts stay, so they confirm all pairs of a bucket. Equal texts are reduced to their first one
+before that, but for thousands of nearly equal texts the work grows with the square of their number. Each node has a copy of the texts
+in shared memory, and the driver has about 50 bytes for each text. Use this engine when one core is too slow.
+
+The tasks are plain Ray tasks. Ray Data was tried: its shuffles took a minute to start on two cores, and two shuffles one after the
+other stopped for ever.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from rlhf.errors import SetupError
 from rlhf.recipe.steps import MatchSection
 
 _PER_TASK = 20_000  # texts sketched by one task
-_CPUS = 0.25  # of a task: they wait on memory more than on the core
+_CPUS = 0.25  # of one task: tasks wait for memory more than for the core
 
 
 def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
-    """See `rlhf.data.dedup.dedup`. Raises SetupError where ray or numba is missing. Joins a running cluster, or starts Ray."""
+    """See `rlhf.data.dedup.dedup`. Raises SetupError if ray or numba is missing. Joins a running cluster, or starts Ray."""
     bands = choose_bands(step.threshold, step.num_perm)
     ray = _ray()
     if not len(texts):
@@ -61,7 +63,7 @@ def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: i
 
 
 class _Given(NamedTuple):
-    """What every task is given, in shared memory."""
+    """What every task needs, in shared memory."""
 
     data: NDArray[np.uint8]
     offsets: NDArray[np.int64]
@@ -84,7 +86,7 @@ def _ray() -> Any:
 
 
 def _kernels_view(given: _Given) -> Any:
-    """For a worker: the arrays where they lie, not copies."""
+    """What the kernels need, in a worker: the shared arrays themselves, not copies."""
     from rlhf.data.dedup.compiled import given_of
 
     texts = Texts(given.data, given.offsets)
@@ -108,9 +110,9 @@ def _first_of_each(
     order: NDArray[np.int64],
     reference: int,
 ) -> NDArray[np.int64]:
-    """The first place with an equal normalised text, for each place: of the references only short ones count.
+    """For each place, the first place with an equal normalised text. Long reference texts do not count.
 
-    A long text that equals a reference may match an earlier reference, so it is compared like any other.
+    A long text that equals a reference text may match an earlier reference text, so it is compared like any other.
     """
     from rlhf.data.dedup.shingles import normalise
 
@@ -119,7 +121,7 @@ def _first_of_each(
     by_content = counts[np.argsort(content[counts], kind="stable")]
     edges = np.flatnonzero(np.r_[True, np.diff(content[by_content].view(np.int64)) != 0, True])
     for k in np.flatnonzero(np.diff(edges) > 1).tolist():
-        seen: dict[str, int] = {}  # decided by the text, not by its hash
+        seen: dict[str, int] = {}  # the text decides, not its hash
         for place in by_content[edges[k] : edges[k + 1]].tolist():
             first[place] = seen.setdefault(normalise(texts[order[place]], step.max_chars), place)
     return first
@@ -128,20 +130,20 @@ def _first_of_each(
 def _by_key(
     hashes: NDArray[np.uint64], places: NDArray[np.int64], chosen: NDArray[np.bool_], parts: int
 ) -> list[NDArray[np.uint64]]:
-    """(key, place) [n, 2] of each band of each chosen text, dealt to `parts` by key."""
+    """(key, place) [n, 2] of each band of each chosen text, divided into `parts` by key."""
     keys = hashes[chosen]
     rows = np.stack([keys.ravel(), np.repeat(places, keys.shape[1]).astype(np.uint64)], axis=1)
     return _deal(rows, rows[:, 0] % np.uint64(parts), parts)
 
 
 def _pairs(reference: int, parts: int, *dealt: NDArray[np.uint64]) -> list[NDArray[np.int64]]:
-    """(later, earlier) [n, 2] of all places that share a key, dealt by the later; with references, one of each kind."""
+    """(later, earlier) [n, 2] of all places with the same key, divided by the later one. With references, the earlier one is a reference."""
     rows = np.concatenate(dealt)
     rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
     key, place = rows[:, 0], rows[:, 1].astype(np.int64)
     start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]][: len(key)])
     rank = np.arange(len(key)) - np.repeat(start, np.diff(np.r_[start, len(key)]))
-    later = np.repeat(np.arange(len(key)), rank)  # each pairs with the `rank` places before it in its bucket
+    later = np.repeat(np.arange(len(key)), rank)  # each makes pairs with the `rank` places before it in its bucket
     back = np.arange(len(later)) - np.repeat(np.cumsum(rank) - rank, rank) + 1
     pairs = np.stack([place[later], place[later - back]], axis=1)
     if reference:
@@ -154,7 +156,7 @@ def _deal(rows: NDArray[Any], part: NDArray[Any], parts: int) -> list[NDArray[An
 
 
 def _confirm(given: _Given, *dealt: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Edges (later, earlier) [n, 2], in order, and their exact similarity [n], which reaches the threshold."""
+    """Edges (later, earlier) [n, 2] in order: the pairs that reach the threshold. And their exact similarity [n]."""
     from rlhf.data.dedup.compiled import similarities
 
     pairs = np.unique(np.concatenate(dealt), axis=0)
@@ -165,7 +167,7 @@ def _confirm(given: _Given, *dealt: NDArray[np.int64]) -> tuple[NDArray[np.int64
 def _greedy(
     edges: list[tuple[NDArray[np.int64], NDArray[np.float64]]], count: int, reference: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A place goes because of the earliest one it has an edge to that stays: witness (-1: stays) and similarity, [count]."""
+    """witness [count] (-1: the text stays) and similarity [count]. A witness is the earliest place that stays and has an edge to this one."""
     pairs, found = (np.concatenate([part[k] for part in edges]) for k in (0, 1))
     at = np.lexsort((pairs[:, 1], pairs[:, 0]))
     witness, jaccard = np.full(count, -1, np.int64), np.zeros(count)
@@ -178,7 +180,7 @@ def _greedy(
 def _inherit(
     witness: NDArray[np.int64], jaccard: NDArray[np.float64], first: NDArray[np.int64], reference: int
 ) -> None:
-    """Give each later one of equal texts the outcome of the first."""
+    """Of equal texts, give each later one the result of the first."""
     later = np.flatnonzero((first != np.arange(len(first))) & (np.arange(len(first)) >= reference))
     same = first[later]
     stays = (witness[same] < 0) & ((reference == 0) | (same < reference))

@@ -1,4 +1,4 @@
-"""The `exact` engine: whole texts, byte for byte, as they stand (neither normalised nor cut)."""
+"""The `exact` engine: it compares whole texts byte for byte, neither normalised nor cut."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _RELEASE = 1 << 17  # texts between two releases of the mapped file
 
 
 def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
-    """Removals of texts equal to an earlier one (or, with `reference`, to any of the first `reference` in `order`).
+    """Removals of texts that equal an earlier one (or, with `reference`, one of the first `reference` in `order`).
 
-    Python's 64-bit hash of a text's bytes finds its equals, the bytes decide: the table holds numbers and no texts.
+    Python's 64-bit hash of the bytes finds an equal text, and the bytes confirm it. So the table holds numbers, no texts.
     """
     first: dict[int, int] = {}
-    collided: dict[bytes, int] = {}  # texts that share their hash with a different text before them
+    collided: dict[bytes, int] = {}  # texts with the same hash as a different, earlier text
     witness = np.full(len(texts), -1, np.int64)
     for place, index in enumerate(order.tolist()):
         own = texts.bytes(index)

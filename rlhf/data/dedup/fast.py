@@ -1,4 +1,4 @@
-"""The `fast` engine: sketches find candidates, exact Jaccard similarity confirms them, the first of each is kept."""
+"""The `fast` engine: sketches find candidates, the exact Jaccard similarity confirms them, and the first of each stays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf.recipe.steps import MatchSection
 
 
 def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
-    """See `rlhf.data.dedup.dedup`. Compiled where numba is installed; the same result in NumPy, slower, where it is not."""
+    """See `rlhf.data.dedup.dedup`. Compiled if numba is installed; else the same result in NumPy, more slowly."""
     bands = choose_bands(step.threshold, step.num_perm)
     if has_numba():
         from rlhf.data.dedup.compiled import greedy

@@ -1,8 +1,7 @@
-"""Compiled: the greedy pass. Texts in order, a block at a time: sketch them all, fetch their slots, then decide one by one.
+"""Compiled: the greedy pass. It takes the texts in order, a block at a time: sketch all, fetch their slots, then decide one by one.
 
-Kept texts alone are in the index, so no two kept texts match and every drop has a kept witness. A text equal to an earlier one,
-once normalised, inherits that one's outcome without a search: as the texts kept in between did not change what the first
-of its kind matched, the outcome is the same.
+Only kept texts are in the index, so no two kept texts match, and every removed text has a witness that stays. If a normalised text equals
+an earlier one, it gets the same result without a search: a search would find the same, since a witness is the earliest match.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rlhf.data.dedup.jit import Bool, Int, jit
 from rlhf.data.dedup.kernels import bands_of, bins_of, hash_all, hash_short, keys_of, read
 from rlhf.data.dedup.similarity import make_set, similarity
 
-BLOCK = 256  # texts whose slots are fetched together: 256 x 24 cache lines fit the second-level cache
+BLOCK = 256  # texts whose slots are fetched together: 256 x 24 cache lines fit into the second-level cache
 
 _0, _32, _LOW = np.uint64(0), np.uint64(32), np.uint64(0xFFFFFFFF)
 
@@ -38,13 +37,13 @@ class Given(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Scratch for one text, and for one block's hashes."""
+    """Working memory for one text, and for the hashes of one block."""
 
     codes: NDArray[np.uint32]  # [2, longest]: the text's, and another's
     keys: NDArray[np.uint64]  # [longest]
     own: NDArray[np.uint64]  # [1 + longest]: the text's keys, after a zero
-    heads: NDArray[np.uint32]  # [table]: of the set that they make
-    counted: NDArray[np.uint32]  # [1 + longest]: the candidate that last had this key of the text's own
+    heads: NDArray[np.uint32]  # [table]: the hash table of the set of `own`
+    counted: NDArray[np.uint32]  # [1 + longest]: the number of the candidate that last had this key
     foreign: NDArray[np.uint64]  # [1 + longest]: the candidate's keys that are not in the set, after a zero
     foreign_heads: NDArray[np.uint32]  # [table]
     values: NDArray[np.uint32]  # [bins]
@@ -56,7 +55,7 @@ class Room(NamedTuple):
 
 @jit
 def consider(given: Given, index: Index, room: Room, start: Int, stop: Int, node: Int) -> tuple[Int, Int]:
-    """Decide on the places start..stop, at most a block: (the next free node, 0), or (node, what `read` asks for) and nothing done."""
+    """Decide on the places start..stop, a block at most. Returns (next free node, 0); or (node, what `read` asks for), and nothing is done."""
     for place in range(start, stop):
         n = _sketch(given, room, place, place - start)
         if n < 0:
@@ -91,21 +90,21 @@ def _sketch(given: Given, room: Room, place: Int, k: Int) -> Int:
 
 @jit
 def _fetch(given: Given, index: Index, room: Room, count: Int) -> None:
-    """Touch every slot that the block will look up, so that the cache misses of all its texts overlap."""
+    """Read every slot that the block will need, so that the processor waits for all of them at the same time."""
     touched = _0
     for k in range(count):
         touched |= index.contents[home(room.content[k], len(index.contents))]
         if room.length[k] >= given.size:
             for band in range(given.bands):
                 touched |= index.table[band, home(room.hashes[k, band], index.table.shape[1])]
-    room.slots[0] = np.int64(touched)  # used, so that the compiler keeps the loads
+    room.slots[0] = np.int64(touched)  # the result is used, so the compiler does not remove the reads
 
 
 @jit
 def _decide(given: Given, index: Index, room: Room, place: Int, k: Int, node: Int) -> Int:
-    """Set the outcome of one place, and index its text where it stays; returns the next free node."""
+    """Set the result of one place, and index its text if it stays. Returns the next free node."""
     compared, short = place >= given.reference, room.length[k] < given.size
-    if compared or short:  # a long text equal to a reference may match an earlier one: it is looked up
+    if compared or short:  # a long text that equals a reference may match an earlier reference, so the index decides
         same = _same(given, index, room, place, room.length[k], room.content[k])
         if same >= 0:
             if compared:
@@ -123,7 +122,7 @@ def _decide(given: Given, index: Index, room: Room, place: Int, k: Int, node: In
 
 @jit
 def _same(given: Given, index: Index, room: Room, place: Int, n: Int, content: np.uint64) -> Int:
-    """The first place with an equal normalised text; -1 after entering this one as the first."""
+    """The first place with an equal normalised text; -1 if there is none, and then this one is entered as the first."""
     slots = len(index.contents)
     slot = home(content, slots)
     loaded = False
@@ -172,7 +171,7 @@ def _confirm(given: Given, index: Index, room: Room, place: Int, count: Int) -> 
 
 @jit
 def _load(given: Given, room: Room, place: Int) -> tuple[Int, Int]:
-    """Make the set of a place's shingles; how many there are, and how many distinct."""
+    """Make the set of a place's shingles. Returns how many shingles there are, and how many distinct ones."""
     n = _read(given, room, 0, place)
     shingles = keys_of(room.codes[0], n, given.size, room.own[1:])
     room.counted[: shingles + 1] = np.uint32(0)
@@ -181,7 +180,7 @@ def _load(given: Given, room: Room, place: Int) -> tuple[Int, Int]:
 
 @jit
 def _compare(given: Given, room: Room, shingles: Int, distinct: Int, other: Int, mark: Int) -> float:
-    """The similarity of the loaded place and another, -1 below the threshold."""
+    """The similarity of the loaded place and another; -1 below the threshold."""
     n = _read(given, room, 1, other)
     return similarity(
         room.own,
@@ -200,7 +199,7 @@ def _compare(given: Given, room: Room, shingles: Int, distinct: Int, other: Int,
 
 @jit
 def _sort(places: NDArray[np.uint32]) -> None:
-    """Earliest first, by shell sort: few as a rule, and not quadratic when a preamble is shared by thousands."""
+    """Shell sort, earliest first. Mostly there are few places; thousands, with a shared beginning, are still fast."""
     gap = 1
     while gap < len(places) // 3:
         gap = 3 * gap + 1
@@ -223,7 +222,7 @@ def sketch_places(given: Given, room: Room, places: NDArray[np.int64]) -> None:
 
 @jit
 def compare_places(given: Given, room: Room, pairs: NDArray[np.int64], found: NDArray[np.float64]) -> None:
-    """Set found [n] to the similarity of pairs [n, 2], -1 below the threshold; those of one first place are together."""
+    """Set found [n] to the similarity of pairs [n, 2]; -1 below the threshold. Pairs with the same first place follow each other."""
     shingles: Int = 0
     distinct: Int = 0
     for k in range(len(pairs)):

@@ -1,8 +1,9 @@
 """Compiled: the index of kept texts by their band hashes.
 
-One open-addressing table a band. A slot is 64 bits: 32 of the band's hash, and the place of the one kept text with that hash or
-the head of a chain of them. Chains keep a popular bucket (a shared preamble) from slowing down its neighbours. A slot's
-home comes from the hash's other 32 bits; texts that agree in all 64 by chance become candidates, and are not confirmed.
+Each band has one open-addressing table. A slot has 64 bits: 32 bits of the band's hash, and either the place of the one kept text with
+that hash, or the first node of a chain of such texts. With chains, a bucket of many texts (with the same beginning, for instance) does
+not slow down other buckets. The other 32 bits of the hash say where the search for the slot begins. Different texts whose 64 bits agree
+by chance become candidates, and the confirmation refuses them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ MOST_TEXTS = (1 << 31) - 2
 
 
 class Index(NamedTuple):
-    """The kept texts, and the outcome of all so far. Places are positions in the order in which texts are considered."""
+    """The kept texts, and the results so far. A place is an index in the order in which texts are considered."""
 
     table: NDArray[np.uint64]  # [bands, slots]: hash << 32 | place + 1, or | CHAINED | node; 0 is empty
     nodes: NDArray[np.uint32]  # [capacity, 2]: a place + 1, and the next node or 0; node 0 is not used
     contents: NDArray[np.uint64]  # [slots]: hash << 32 | place + 1 of the first text of that content
     witness: NDArray[np.int32]  # [N]: a place, or -1
     jaccard: NDArray[np.float64]  # [N]
-    met: NDArray[np.uint32]  # [N]: the place + 1 that last had this one as a candidate
-    candidates: NDArray[np.uint32]  # [N]: room for the candidates of one text
+    met: NDArray[np.uint32]  # [N]: the place + 1 that last had this text as a candidate
+    candidates: NDArray[np.uint32]  # [N]: working memory for the candidates of one text
 
 
 @jit
@@ -39,7 +40,7 @@ def home(h: np.uint64, slots: Int) -> Int:
 
 @jit
 def find(table: NDArray[np.uint64], h: np.uint64) -> Int:
-    """The slot of a hash in one table, or the empty one where it would go."""
+    """The slot of a hash in one table, or the empty slot where it belongs."""
     slots = len(table)
     slot = home(h, slots)
     while table[slot] != _0 and table[slot] >> _32 != h & _LOW:
@@ -61,7 +62,7 @@ def place_in(slot: np.uint64) -> Int:
 
 @jit
 def gather(index: Index, hashes: NDArray[np.uint64], place: Int, slots: NDArray[np.int64]) -> Int:
-    """Collect in `index.candidates`, each once, all texts that share a band hash; how many. Sets `slots` for `insert`."""
+    """Collect all texts with a common band hash in `index.candidates`, each once. Returns how many. Sets `slots` for `insert`."""
     count: Int = 0
     for band in range(len(hashes)):
         slots[band] = find(index.table[band], hashes[band])
@@ -89,7 +90,7 @@ def _meet(index: Index, place: Int, other: Int, count: Int) -> Int:
 
 @jit
 def insert(index: Index, hashes: NDArray[np.uint64], place: Int, slots: NDArray[np.int64], node: Int) -> Int:
-    """Enter a kept text at the slots that `gather` found; the next free node (at most 2 a band are taken)."""
+    """Enter a kept text at the slots that `gather` found. Returns the next free node; each band uses 2 at most."""
     for band in range(len(hashes)):
         found = index.table[band, slots[band]]
         if found == _0:

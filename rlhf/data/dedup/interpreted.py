@@ -1,7 +1,7 @@
-"""The `fast` engine without numba: the same sketches, buckets and decisions in NumPy and Python, some 40 times slower.
+"""The `fast` engine without numba: the same sketches, buckets and decisions in NumPy and Python, about 40 times slower.
 
-Used where numba is not installed, and as the independent second writing that the kernels are tested against. Greedy,
-keep-first: texts are considered in order, and one goes when it matches a text that was kept before it.
+It is used if numba is not installed, and tests compare the kernels with it. Texts are considered in order. A text goes if it matches a
+text that was kept before it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ NOBODY = (-1, 0.0)
 
 
 def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int64], reference: int) -> Removals:
-    """Removals of texts in `order`, whose first `reference` places are compared against and never removed."""
+    """Removals of texts in `order`. The texts at its first `reference` places always stay."""
     buckets = Buckets(texts, step, bands)
-    inherited: dict[str, tuple[int, float]] = {}  # a normalised text -> the outcome of every later text equal to it
+    inherited: dict[str, tuple[int, float]] = {}  # a normalised text -> the result of every later text that equals it
     witness = np.full(len(texts), -1, np.int64)
     similarity = np.zeros(len(texts))
     for place, index in enumerate(order.tolist()):
@@ -38,7 +38,7 @@ def greedy(texts: Texts, step: MatchSection, bands: Bands, order: NDArray[np.int
         stays = found == NOBODY and (reference == 0 or not compared)
         if stays:
             buckets.insert(index, keys)
-        if compared or not keys:  # a long text equal to a reference may match an earlier one: it is looked up
+        if compared or not keys:  # a long text that equals a reference may match an earlier reference
             inherited.setdefault(text, (index, 1.0) if stays else found)
     return Removals.confirmed(witness, similarity)
 
@@ -52,13 +52,13 @@ class Buckets:
         self._places: dict[int, int] = {}
 
     def insert(self, index: int, keys: list[int]) -> None:
-        """Add a kept text; `keys` are its band hashes, none for a short text."""
+        """Add a kept text. `keys` are its band hashes; a short text has none."""
         self._places[index] = len(self._places)
         for band, key in zip(self._bands, keys, strict=False):
             band.setdefault(key, []).append(index)
 
     def first_match(self, text: str, keys: list[int]) -> tuple[int, float]:
-        """The earliest kept text whose exact similarity reaches the threshold, among those that share a bucket."""
+        """The earliest kept text in a common bucket whose exact similarity reaches the threshold, and that similarity."""
         candidates = {i for band, key in zip(self._bands, keys, strict=False) for i in band.get(key, ())}
         size = self._step.shingle_size
         own = shingles(text, size) if candidates else set()

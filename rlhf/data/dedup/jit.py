@@ -1,8 +1,8 @@
-"""Numba's compiler, set up for this package: compiled once, cached on disk for as long as no kernel changes.
+"""Numba's compiler, set up for this package: kernels are compiled once, and cached on disk until one of them changes.
 
-Numba's own cache looks at a function's own file only, so a kernel that calls a changed one in another file would stay as it
-was. Here the cache folder is named by a digest of all kernel sources. It is $RLHF_CACHE/numba, so a read-only installation
-works; where that cannot be written either, kernels are compiled anew in each process.
+Numba's own cache looks only at the file of a function. If a kernel calls another one in a changed file, it would not be compiled again. So
+the cache folder's name is a digest of all kernel sources. It is below $RLHF_CACHE/numba, so the installation may be read-only. If that
+folder cannot be written, kernels are compiled in each process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf.runs.cache import root
 
 KERNELS = ("jit.py", "sketch.py", "chars.py", "kernels.py", "similarity.py", "index.py", "greedy.py")
 
-# What kernels pass around: to the type checker, Python's numbers and NumPy's alike.
+# The numbers of the kernels, for the type checker: Python's and NumPy's.
 Int = int | np.integer[Any]
 Bool = bool | np.bool_
 
@@ -27,7 +27,7 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 
 def jit(function: _Kernel) -> _Kernel:
-    """`numba.njit` with the package's cache, and without reference counting: no kernel allocates, and it cost a tenth."""
+    """`numba.njit` with the package's cache, and without reference counting: it cost a tenth of the time, and no kernel allocates memory."""
     njit, config = cast(Any, numba.njit), cast(Any, numba.config)
     before = config.CACHE_DIR
     config.CACHE_DIR = str(_folder())

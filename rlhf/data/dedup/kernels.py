@@ -1,7 +1,7 @@
-"""Compiled: from UTF-8 bytes to a text's codes, keys and band hashes. Bit for bit what `shingles` and `sketch` define.
+"""Compiled: from UTF-8 bytes to a text's codes, keys and band hashes, exactly as `shingles` and `sketch` define them.
 
-Each function writes into arrays that its caller owns, so nothing is allocated per text. `codes` uint32 are a normalised
-text's code points; `lower` is `chars.lower_table`.
+Each function writes into arrays of its caller, so no memory is allocated for a text. `codes` uint32 are the code points of a normalised
+text. `lower` is `chars.lower_table`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rlhf.data.dedup.chars import ASK, CASED, CODE, FINAL_SIGMA, IGNORABLE, SIGM
 from rlhf.data.dedup.jit import Bool, Int, jit
 from rlhf.data.dedup.sketch import BAND, BASE, MARK, MIX, MIX2, PACKED, ROUNDS, SHORT, STEP
 
-WIDER, SIGMAS = -1, -2  # what `read` returns where `lower` does not hold what the text needs
+WIDER, SIGMAS = -1, -2  # what `read` returns if the text needs more than `lower` holds
 
 _0, _1, _8, _24, _32 = np.uint64(0), np.uint64(1), np.uint64(8), np.uint64(24), np.uint64(32)
 _VALUE, _ASCII = np.uint64(0xFFFFFF), np.uint64(0x7F)
@@ -25,11 +25,11 @@ _PACKED, _CODE = PACKED, np.uint32(CODE)
 def read(
     data: NDArray[np.uint8], start: Int, end: Int, max_chars: Int, lower: NDArray[np.uint32], codes: NDArray[np.uint32]
 ) -> Int:
-    """Normalise the text data[start:end] into `codes`; its length, or WIDER or SIGMAS for a table that must grow."""
+    """Normalise the text data[start:end] into `codes`. Returns its length; or WIDER or SIGMAS, if `lower` must grow."""
     n = 0
     stop = min(end, start + max_chars)
     high = np.uint8(0)
-    text = data[start:stop]  # counted from 0: no test at each access for an index from the end
+    text = data[start:stop]  # indices from 0, so no access tests for a negative index
     for i in range(len(text)):
         high |= text[i]
     if high < 128:
@@ -77,7 +77,7 @@ def decode(data: NDArray[np.uint8], at: Int) -> tuple[Int, Int]:
 def _ends_word(
     data: NDArray[np.uint8], start: Int, at: Int, end: Int, following: Int, lower: NDArray[np.uint32]
 ) -> Bool:
-    """A cased letter before it (ignorables between), none after it among the `following` characters that count."""
+    """Whether the sigma at `at` ends a word: a cased letter before it, and none in the `following` characters. Ignorable characters are skipped."""
     cased = False
     back = at
     while back > start:
@@ -103,7 +103,7 @@ def _ends_word(
 
 @jit
 def keys_of(codes: NDArray[np.uint32], n: Int, size: Int, keys: NDArray[np.uint64]) -> Int:
-    """The keys of all shingles of codes[:n], in order; how many."""
+    """Write the keys of all shingles of codes[:n], in order. Returns how many."""
     codes, high = codes[:n], np.uint32(0)
     for i in range(len(codes)):
         high |= codes[i]
@@ -116,7 +116,7 @@ def keys_of(codes: NDArray[np.uint32], n: Int, size: Int, keys: NDArray[np.uint6
     for _ in range(size):
         drop *= BASE
     rolling = _0
-    last = -1  # where the last character stood that cannot be packed
+    last = -1  # the index of the last character that cannot be packed
     for i in range(n):
         rolling = rolling * BASE + np.uint64(codes[i])
         if codes[i] >= 128:
@@ -130,7 +130,7 @@ def keys_of(codes: NDArray[np.uint32], n: Int, size: Int, keys: NDArray[np.uint6
 
 @jit
 def _pack(codes: NDArray[np.uint32], size: Int, keys: NDArray[np.uint64]) -> None:
-    """Keys of ASCII shingles, their characters side by side; what is no such shingle is overwritten by the caller."""
+    """Write the keys of ASCII shingles: their characters side by side. The caller overwrites the keys of other shingles."""
     following = codes[size - 1 :]
     top = np.uint64(8 * (size - 1))
     packed = _0
@@ -160,7 +160,7 @@ def hash_short(codes: NDArray[np.uint32], n: Int) -> np.uint64:
 
 @jit
 def hash_all(hashes: NDArray[np.uint64], n: Int) -> np.uint64:
-    """Keys to hashes, in place; returns their sum, the content hash."""
+    """Turn keys into hashes, in place. Returns their sum, the content hash."""
     total = _0
     for i in range(n):
         h = mix(hashes[i])
@@ -187,7 +187,7 @@ def bins_of(hashes: NDArray[np.uint64], n: Int, count: Int, values: NDArray[np.u
             h = hashes[i] + step
             h = (h ^ h >> _32) * BAND
             where = ((h >> _32) * bins) >> _32
-            values[where] = min(values[where], top | np.uint32(h >> _8 & _VALUE))  # branching would cost more
+            values[where] = min(values[where], top | np.uint32(h >> _8 & _VALUE))  # a branch would cost more
     for b in range(count):
         if values[b] == _EMPTY:
             step = np.uint64(ROUNDS + b) * STEP

@@ -1,7 +1,7 @@
-"""The `datasketch` engine: MinHash-LSH with the reference lab's settings and without confirmation, kept for comparison.
+"""The `datasketch` engine: MinHash-LSH with the reference lab's settings and without confirmation. It is here for comparison.
 
 The settings are the lab's: the letters and digits of a text's first 500 characters in lower case, shingles of 5 characters, 256
-permutations, threshold 0.8. The signatures are those of the package `datasketch`, computed in bulk. Three things are different from the lab:
+permutations, threshold 0.8. The package `datasketch` computes the signatures, many texts at once. Three things are different from the lab:
 
 - A text is removed because of a text that stays. The lab inserts all texts first, and then removes every later match of each text,
   also of a text that was itself removed; so it removes more.
@@ -26,7 +26,7 @@ _BLOCK = 4096  # texts hashed at once
 
 
 def run(texts: Texts, step: MatchSection, order: NDArray[np.int64], reference: int) -> Removals:
-    """Removals by the reference recipe. Raises SetupError where the package is missing."""
+    """Removals by the reference recipe. Raises SetupError if the package is missing."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError as e:

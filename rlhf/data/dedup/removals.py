@@ -1,4 +1,4 @@
-"""What an engine returns: which texts go, and because of which text that stays."""
+"""What an engine returns: which texts go, and the witness of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, order=True)
 class Removal:
-    """Text `index` goes because of the kept text `witness`. `similarity` is the engine's, `jaccard` exact."""
+    """Text `index` goes, because the text `witness` stays. `similarity` is the engine's own, `jaccard` is exact."""
 
     index: int
     witness: int
@@ -31,13 +31,9 @@ class Removals:
     @classmethod
     def of(cls, removals: Iterable[Removal]) -> Removals:
         """From single removals in any order."""
-        rows = sorted(removals)
-        return cls(
-            np.array([r.index for r in rows], np.int64),
-            np.array([r.witness for r in rows], np.int64),
-            np.array([r.similarity for r in rows], np.float64),
-            np.array([r.jaccard for r in rows], np.float64),
-        )
+        rows = np.array([(r.index, r.witness, r.similarity, r.jaccard) for r in sorted(removals)]).reshape(-1, 4)
+        index, witness = rows[:, :2].astype(np.int64).T  # float64 holds them exactly
+        return cls(index, witness, rows[:, 2], rows[:, 3])
 
     @classmethod
     def confirmed(cls, witness: NDArray[np.int64], jaccard: NDArray[np.float64]) -> Removals:

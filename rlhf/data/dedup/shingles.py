@@ -1,6 +1,6 @@
 """What is compared: the one definition of a normalised text, its shingles and their Jaccard similarity.
 
-In plain Python, for the reference recipe and for tests; the kernels compute the same from UTF-8 bytes, and are held to it.
+In plain Python, for the reference recipe and for tests. The kernels compute the same from UTF-8 bytes, and tests compare the two.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ def normalise(text: str, max_chars: int | None) -> str:
 
 
 def shingles(text: str, size: int) -> set[str]:
-    """Every run of `size` characters (code points); none for a shorter text, which is compared whole."""
+    """Every run of `size` characters (code points). A shorter text has none, and is compared whole."""
     return {text[i : i + size] for i in range(len(text) - size + 1)}
 
 
 def jaccard(a: Set[str], b: Set[str]) -> float:
-    """Shared shingles over all shingles of both; two empty sets are equal."""
+    """Shared shingles over all shingles of both. Two empty sets have similarity 1."""
     return len(a & b) / len(a | b) if a or b else 1.0

@@ -1,9 +1,9 @@
-"""Compiled: the exact Jaccard similarity of two texts' sets of shingle keys, without allocating and nearly without branching.
+"""Compiled: the exact Jaccard similarity of two texts' sets of shingle keys, with no memory allocated and very few branches.
 
-Half of a near-duplicate's cost is branches the processor guesses wrong, so the hash table is kept at most an eighth full (it
-holds 4-byte numbers of keys, and stays in the first-level cache), an empty slot and a slot with the same key are one case,
-and keys that are foreign to the text are first collected, then counted. A candidate is given up as soon as too many of its
-shingles are foreign for any outcome to reach the threshold: a stranger costs a quarter of a match.
+Half of the cost of a near-duplicate is branches that the processor guesses wrong. Three things make them few. The hash table is an eighth
+full at most; it holds 4-byte numbers of keys, and fits into the first-level cache. An empty slot and a slot with the same key are one case. Keys
+that the text does not have (*foreign* keys) are first collected, and then counted. When a candidate has so many foreign keys that it
+cannot reach the threshold, the comparison stops: an unrelated text costs a quarter of a match.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _1, _NONE = np.uint64(1), np.uint32(0)
 
 @jit
 def table_bits(count: Int) -> Int:
-    """The logarithm of the size of a table that `count` keys fill to an eighth at most."""
+    """The base-2 logarithm of the size of a table that `count` keys fill to an eighth at most."""
     bits = 4
     while (1 << bits) < 8 * count:
         bits += 1
@@ -31,7 +31,7 @@ def table_bits(count: Int) -> Int:
 
 @jit
 def make_set(keys: NDArray[np.uint64], n: Int, heads: NDArray[np.uint32]) -> Int:
-    """Enter keys[1 : n + 1] (none is 0, keys[0] is) into the front of `heads`, cleared first; how many are distinct."""
+    """Clear the front of `heads`, and enter keys[1 : n + 1]. keys[0] is 0, no other key is. Returns how many are distinct."""
     bits = table_bits(n)
     heads[: 1 << bits] = _NONE
     return _enter(keys, 1, n + 1, heads, bits)
@@ -39,7 +39,7 @@ def make_set(keys: NDArray[np.uint64], n: Int, heads: NDArray[np.uint32]) -> Int
 
 @jit
 def _enter(keys: NDArray[np.uint64], start: Int, stop: Int, heads: NDArray[np.uint32], bits: Int) -> Int:
-    """Enter keys[start:stop]; how many were not there. A slot holds the number of a key, 0 where it is empty."""
+    """Enter keys[start:stop]. Returns how many are new. A slot holds the number of a key; 0 is an empty slot."""
     added = 0
     fresh = keys[start:stop]
     for i in range(len(fresh)):
@@ -52,11 +52,13 @@ def _enter(keys: NDArray[np.uint64], start: Int, stop: Int, heads: NDArray[np.ui
 
 @jit
 def _find(keys: NDArray[np.uint64], key: np.uint64, heads: NDArray[np.uint32], bits: Int) -> Any:
-    """The slot of a key, or the empty one where it would go."""
+    """The slot of a key, or the empty slot where it belongs."""
     mask = np.uint64((1 << bits) - 1)
     slot = (key * MIX) >> np.uint64(64 - bits)
     head = heads[slot]
-    while (head != _NONE) & (keys[head] != key):  # not `and`: one branch, nearly always the same way
+    while (head != _NONE) & (
+        keys[head] != key
+    ):  # not `and`: this is one branch, and it nearly always goes the same way
         slot = (slot + _1) & mask
         head = heads[slot]
     return slot
@@ -76,10 +78,10 @@ def similarity(
     foreign_heads: NDArray[np.uint32],
     threshold: float,
 ) -> float:
-    """Jaccard similarity of the set made of `own` and that of keys[:n]; -1 where it is below `threshold`.
+    """Jaccard similarity of the set of `own` and the set of keys[:n]; -1 below `threshold`.
 
-    `counted` has a number for each own key: `mark`, not used before with this set, once it was met. `foreign` and
-    `foreign_heads` are room for the keys that are not in the set.
+    `counted` has a number for each own key. It is set to `mark` when the key is found; no call before had this mark with this set.
+    `foreign` and `foreign_heads` are working memory for the keys that are not in the set.
     """
     most = int(own_distinct * (1.0 / threshold - 1.0) + 1e-6 * own_distinct + 1e-6)
     bits, foreign_bits = table_bits(own_shingles), table_bits(min(most, n) + CHUNK)

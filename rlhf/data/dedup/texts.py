@@ -1,8 +1,8 @@
-"""Texts as one flat buffer: UTF-8 bytes end to end and the offset of each, in memory or in a mapped file.
+"""Texts as one flat buffer: UTF-8 bytes end to end, and the offset of each text. The buffer is in memory or in a mapped file.
 
-What the dedup engines read. Seven million Python strings cost gigabytes and a pointer chase each; here a compiled kernel
-reads bytes in a row, and a mapped file leaves memory as fast as it came (`Texts.release`). `TextWriter` spools a stream
-of Arrow strings into such a file, each cut to the characters that will be compared.
+The dedup engines read it. Seven million Python strings would take gigabytes, and lie scattered in memory. Here a kernel reads bytes one
+after the other, and `Texts.release` takes a mapped file out of memory again. `TextWriter` writes a stream of Arrow strings into such a
+file. It cuts each text to the characters that will be compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Texts:
-    """N texts. `data` uint8 [bytes], `offsets` int64 [N + 1]; both are read-only. `texts[i]` is text i as a str."""
+    """N texts. `data` uint8 [bytes] and `offsets` int64 [N + 1] are read-only. `texts[i]` is text i as a str."""
 
     def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64], mapped: mmap.mmap | None = None) -> None:
         if data.dtype != np.uint8 or offsets.dtype != np.int64 or data.ndim != 1 or offsets.ndim != 1:
@@ -34,7 +34,7 @@ class Texts:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Texts:
-        """Texts in memory. Lone surrogates, which no valid UTF-8 holds, are kept as they are."""
+        """Texts in memory. Lone surrogates, which are not valid UTF-8, are kept."""
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(e) for e in encoded], out=offsets[1:])
@@ -42,7 +42,7 @@ class Texts:
 
     @classmethod
     def mapped(cls, path: str | Path, offsets: NDArray[np.int64]) -> Texts:
-        """The texts of a file that `TextWriter` wrote; the file may be deleted once it is mapped."""
+        """The texts of a file that `TextWriter` wrote. The file may be deleted when it is mapped."""
         if not offsets[-1]:  # an empty file cannot be mapped
             return cls(np.zeros(0, np.uint8), offsets)
         with Path(path).open("rb") as file:
@@ -65,15 +65,15 @@ class Texts:
         return self.data[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
     def release(self) -> None:
-        """Give the mapped file's pages back to the system: they count as this process's memory until then."""
+        """Give the mapped file's pages back to the system. Before that, they count as this process's memory."""
         if self._mapped is not None:
             self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class TextWriter:
-    """Texts streamed to a file at `path`, each cut to its first `max_chars` characters (None: whole).
+    """Writes texts to a file at `path`, each cut to its first `max_chars` characters (None: whole).
 
-    The file holds the bytes alone; the offsets (8 bytes a text) stay in memory. The caller deletes the file.
+    The file holds only the bytes. The offsets, 8 bytes for each text, stay in memory. The caller deletes the file.
     """
 
     def __init__(self, path: str | Path, max_chars: int | None) -> None:
@@ -122,7 +122,7 @@ class TextWriter:
 
         if texts.null_count:
             row = self._rows + int(np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False))[0]) + 1
-            raise DataError(str(self.path), "null where a text belongs", row=row)
+            raise DataError(str(self.path), "there is a null in place of a text", row=row)
         try:
             texts.validate(full=True)
         except pa.ArrowInvalid as e:

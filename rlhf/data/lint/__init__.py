@@ -1,4 +1,4 @@
-"""Findings from what `stats` measured: `findings.lint` joins `rows` and `texts`; `console` and the page of stats show them.
+"""Findings from what `stats` measured. `findings.lint` joins the checks of `rows` and `texts`; `console` and `page` of stats show them.
 
-Importing this package imports nothing; its modules are imported by name.
+Importing this package imports nothing. Import its modules by name.
 """

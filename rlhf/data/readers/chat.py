@@ -1,10 +1,10 @@
-"""KoChatGPT's conversations: a text file of blocks, in spite of its name.
+"""KoChatGPT's conversations: a text file of blocks, although its name says JSON Lines.
 
     <<start conversation>>
     <사람>: what the person says
     <챗봇>: what the assistant answers
 
-Each block becomes a row {conversation: [{from, value}, ...]}, numbered from 1. A line without a speaker goes on with the turn before it.
+Each block becomes a row {conversation: [{from, value}, ...]}, numbered from 1. A line without a speaker belongs to the turn before it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TURN = re.compile(r"<([^<>]+)>\s*:\s?(.*)", re.DOTALL)
 
 
 def read_conversations(file: TextFile, lines: Iterable[str]) -> Iterator[Located]:
-    """The blocks of a file that starts with one."""
+    """The blocks of a file whose first line is the start of a block."""
     block = 0
     turns: list[dict[str, str]] = []
     fault: str | None = None
@@ -35,7 +35,7 @@ def read_conversations(file: TextFile, lines: Iterable[str]) -> Iterator[Located
             turns[-1]["value"] += "\n" + line.rstrip("\r\n")
         elif line.strip():
             fault = fault or f"text before the first speaker: line {number}"
-    if file.broken:  # the last block is the one that is torn
+    if file.broken:  # the last block is incomplete
         file.reject(block, f"{BROKEN_OFF}: {file.broken}")
     elif block:
         yield from _row(file, block, turns, fault)

@@ -1,7 +1,7 @@
-"""CSV and TSV files as rows. A record that cannot be read costs itself, not what follows.
+"""CSV and TSV files as rows. A record that cannot be read is lost alone; the records after it are read.
 
-Below `sources`. Python's own reader goes on after an unclosed quote by taking the rest of the file for one cell; here such a record is set aside and
-the next line starts anew.
+Used by `sources`. After a quote that is never closed, Python's own reader takes the rest of the file for one cell. Here such a record is
+set aside, and reading starts again at the next line.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from rlhf.data.readers.text_files import BROKEN_OFF, TextFile
 from rlhf.data.rows import Located, Quarantine
 from rlhf.errors import DataError
 
-_MAX_RECORD_LINES = 10_000  # a cell over more lines than this is an unclosed quote
+_MAX_RECORD_LINES = 10_000  # a cell with more lines than this has a quote that was never closed
 
 csv.field_size_limit(2**31 - 1)
 
 
 def read_csv(file: TextFile, delimiter: str) -> Iterator[Located]:
-    """Rows under a header line; every cell is text. A TSV whose quotes do not pair up has no quoting at all."""
+    """The rows below the header line. Every cell is text. In a TSV where some quote has no partner, quotes are ordinary characters."""
     quoting = csv.QUOTE_MINIMAL if delimiter == "," or _is_quoted(file, delimiter) else csv.QUOTE_NONE
     lines = _Lines(file.stream)
     if lines.peek(0) is None:
         return
     header = _record(lines, delimiter, quoting) or []
     if len(set(header)) != len(header) or not header or not all(h.strip() for h in header):
-        raise DataError(file.name, f"the header needs names that differ, found: {', '.join(map(repr, header))}", row=1)
+        raise DataError(
+            file.name,
+            f"the header needs a different name for each column; found: {', '.join(map(repr, header))}",
+            row=1,
+        )
     row = 0
     while (line := lines.peek(0)) is not None:
         if not line.strip("\r\n"):
@@ -37,7 +41,7 @@ def read_csv(file: TextFile, delimiter: str) -> Iterator[Located]:
         row += 1
         number = lines.number
         cells = _record(lines, delimiter, quoting)
-        is_torn = lines.peek(0) is None and file.broken  # the last record of a broken file has the break's own entry
+        is_torn = lines.peek(0) is None and file.broken  # the end of a broken file has its own entry
         if cells is None:
             if not is_torn:
                 file.reject(
@@ -55,7 +59,7 @@ def read_csv(file: TextFile, delimiter: str) -> Iterator[Located]:
 
 
 class _Lines:
-    """A file's lines, of which those that a record may still need are held."""
+    """A file's lines. Those that the current record may need are kept in memory."""
 
     def __init__(self, stream: Iterable[str]) -> None:
         self.number = 1  # of the next line
@@ -63,7 +67,7 @@ class _Lines:
         self._held: deque[str] = deque()
 
     def peek(self, ahead: int) -> str | None:
-        """A line that is still to come, None after the last."""
+        """The line that is `ahead` lines after the next one; None after the last."""
         while len(self._held) <= ahead:
             line = next(self._stream, None)
             if line is None:
@@ -72,7 +76,7 @@ class _Lines:
         return self._held[ahead]
 
     def coming(self, most: int) -> Iterator[str]:
-        """The next lines, without moving on."""
+        """The next lines; the position stays."""
         for ahead in range(most):
             line = self.peek(ahead)
             if line is None:
@@ -80,14 +84,14 @@ class _Lines:
             yield line
 
     def skip(self, count: int) -> None:
-        """Move on."""
+        """Move the position by `count` lines."""
         self.number += count
         for _ in range(count):
             self._held.popleft()
 
 
 def _record(lines: _Lines, delimiter: str, quoting: int) -> list[str] | None:
-    """The cells of the record that starts here, moving on behind it; None where its quotes do not pair up: then one line is passed over."""
+    """The cells of the record that starts here; the position moves to its end. None where a quote has no partner: the position moves one line."""
     reader = csv.reader(lines.coming(_MAX_RECORD_LINES), delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     try:
         cells = next(reader)
@@ -99,7 +103,7 @@ def _record(lines: _Lines, delimiter: str, quoting: int) -> list[str] | None:
 
 
 def _is_quoted(file: TextFile, delimiter: str) -> bool:
-    """Whether the whole file reads as records of one length; it is read once more for that."""
+    """Whether the whole file can be read as records of one length. The file is read once more to find out."""
     lengths: set[int] = set()
     with TextFile(Path(file.name), file.name, Quarantine()) as again:
         try:

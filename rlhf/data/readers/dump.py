@@ -1,8 +1,8 @@
 """A Stack Exchange site's Posts.xml: questions with their answers, in bounded memory.
 
-An answer may stand millions of lines after its question, so the posts go through a temporary SQLite file (as large as the dump's text; TMPDIR
-says where). Each `<row .../>` is parsed alone, so that a broken one costs itself only. The answers are a part of their question's row; what is neither
-(tag wikis, answers without their question) is counted apart.
+An answer may come millions of lines after its question, so the posts go through a temporary SQLite file. It is as large as the dump's text,
+and TMPDIR says where it is. Each `<row .../>` is parsed alone, so a broken one is lost alone. Answers become part of their question's row.
+Other posts (tag wikis, answers without their question) are set aside and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhf.data.rows import Located
 from rlhf.errors import DataError, SetupError
 
 _NOT_ROWS = ("<?xml", "<!DOCTYPE", "<posts", "</posts", "<!--")
-_MAX_LINES = 1000  # a row over more lines than this was never closed
+_MAX_LINES = 1000  # a row with more lines than this was never closed
 QUESTION, ANSWER = "1", "2"
 _TABLES = """
     PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA temp_store = FILE; PRAGMA cache_size = -65536;
@@ -30,8 +30,8 @@ _TABLES = """
 def read_dump(file: TextFile) -> Iterator[Located]:
     """Rows {qid, title, question, accepted, answers: [{id, score, body}]} by question id; bodies are HTML as in the file.
 
-    `row` is the place of the question's post in the file. Raises DataError for a file without a post, SetupError when the temporary file
-    finds no room.
+    A row's number is that of the question's post in the file. Raises DataError for a file without a post, and SetupError if there is no room
+    for the temporary file.
     """
     with tempfile.TemporaryDirectory(prefix="rlhf-dump-") as folder:
         base = sqlite3.connect(Path(folder) / "posts.sqlite3")
@@ -40,7 +40,7 @@ def read_dump(file: TextFile) -> Iterator[Located]:
             places = _fill(base, file)
             base.execute("CREATE INDEX of_question ON answers (question, id)")
             if not places:
-                raise DataError(file.name, "no <row> in here: is this the Posts.xml of a Stack Exchange dump?")
+                raise DataError(file.name, "this file holds no <row>: is it the Posts.xml of a Stack Exchange dump?")
             yield from _questions(base, file)
             for place, name in base.execute(
                 "SELECT place, id FROM answers WHERE question NOT IN (SELECT id FROM questions) ORDER BY place"
@@ -57,14 +57,14 @@ def read_dump(file: TextFile) -> Iterator[Located]:
 
 
 def _fill(base: sqlite3.Connection, file: TextFile) -> int:
-    """All posts into the tables; how many there were."""
+    """Put all posts into the tables. Returns how many there were."""
     place = 0
     for text in _row_texts(file):
         place += 1
         try:
             post = ElementTree.fromstring(text)
         except (ElementTree.ParseError, ValueError) as error:
-            if not (file.broken and not text.endswith("/>")):  # the torn row at the break has the break's own entry
+            if not (file.broken and not text.endswith("/>")):  # the end of a broken file has its own entry
                 file.reject(place, f"not XML: {str(error)[:100]}")
             continue
         fault = _store(base, place, post)
@@ -75,7 +75,7 @@ def _fill(base: sqlite3.Connection, file: TextFile) -> int:
 
 
 def _row_texts(file: TextFile) -> Iterator[str]:
-    """The file's `<row .../>` elements as text; a dump has one a line, here one may run over some lines."""
+    """The file's `<row .../>` elements as text. A dump has one in each line; here one may have several lines."""
     parts: list[str] = []
     for number, line in enumerate(file.stream, 1):
         text = line.strip()
@@ -92,7 +92,7 @@ def _row_texts(file: TextFile) -> Iterator[str]:
 
 
 def _store(base: sqlite3.Connection, place: int, post: ElementTree.Element) -> tuple[str, str] | None:
-    """Put a post into its table; (field, reason) for one that has no place there."""
+    """Put a post into its table. Returns (field, reason) for a post that does not belong in a table."""
     kind = post.get("PostTypeId")
     if kind not in (QUESTION, ANSWER):
         return "PostTypeId", f"neither a question nor an answer: {kind}"

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face hub, `path: owner/name`, through the `datasets` library and its Arrow tables.
 
-Below `sources`. Nothing is decoded but text and numbers, and no code of the data set runs. What can go wrong with a name, a configuration, a split or a
-connection is said in those words, with what to do.
+Used by `sources`. Only text and numbers are decoded, and no code of the data set runs. Where a name, a configuration, a split or a
+connection is wrong, the error says so and says what to do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.readers.text_files import flaw
+from rlhf.data.readers.text_files import accept
 from rlhf.data.rows import Located, Quarantine
 from rlhf.errors import DataError, SetupError, first_line
 from rlhf.recipe.sections import SourceSection
@@ -25,7 +25,7 @@ BATCH_ROWS = 4096
 def read_hub(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]:
     """The rows of one split (`train` unless the source names one), numbered from 1.
 
-    Raises DataError for a name, configuration or split that is not there or cannot be reached, SetupError without `datasets`.
+    Raises DataError for a name, configuration or split that does not exist or cannot be reached, and SetupError without `datasets`.
     """
     split = source.split or "train"
     name = f"{source.path}:{split}"
@@ -33,12 +33,8 @@ def read_hub(source: SourceSection, quarantine: Quarantine) -> Iterator[Located]
     for batch in hub_batches(source):
         for data in batch.to_pylist():
             row += 1
-            quarantine.rows_in += 1
-            field, reason = flaw(data)
-            if reason:
-                quarantine.add(name, row, field, reason)
-            else:
-                yield Located(name, row, data)
+            if located := accept(name, row, data, quarantine):
+                yield located
 
 
 def hub_batches(source: SourceSection) -> Iterator[pa.RecordBatch]:
@@ -57,8 +53,8 @@ def _load(source: SourceSection) -> Any:
         import datasets
     except ImportError:
         raise SetupError(
-            f"{source.path}: no such file or folder, and to look for it on the hub needs the package datasets; "
-            "run: pip install 'rlhf[hub]'"
+            f"{source.path}: no such file or folder; to look for it on the hub, install the package datasets: "
+            "pip install 'rlhf[hub]'"
         ) from None
     from datasets.exceptions import DatasetNotFoundError
 
@@ -75,7 +71,7 @@ def _load(source: SourceSection) -> Any:
         if "config" in said.lower():
             raise DataError(source.path, f"{said}. Say config: NAME", field="config") from error
         raise DataError(source.path, f"{_not_reached(error)} ({said})") from error
-    except Exception as error:  # whatever the library or its transport raises is about this data set
+    except Exception as error:  # anything that the library or its transport raises is about this data set
         raise DataError(
             source.path, f"the hub's data set could not be read: {type(error).__name__}: {first_line(error)}"
         ) from error
@@ -84,11 +80,11 @@ def _load(source: SourceSection) -> Any:
 def _not_reached(error: Exception) -> str:
     here = "no such file or folder here"
     if _is_offline():
-        return f"{here}, not in the hub's local cache, and HF_HUB_OFFLINE=1 keeps this from the network: unset it, or download the data set first"
+        return f"{here}, not in the hub's local cache, and HF_HUB_OFFLINE=1 forbids the network: unset it, or download the data set first"
     endpoint = os.environ.get("HF_ENDPOINT", "the Hugging Face hub")
     if isinstance(error, ConnectionError):
         return f"{here}, and {endpoint} did not answer: check the connection, or give a local path"
-    return f"{here}, and {endpoint} has no data set of this name that may be read without a token: check the spelling (owner/name), or set HF_TOKEN"
+    return f"{here}, and {endpoint} has no data set of this name that can be read without a token: check the spelling (owner/name), or set HF_TOKEN"
 
 
 def _is_offline() -> bool:

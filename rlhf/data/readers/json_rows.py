@@ -1,7 +1,8 @@
-"""JSON and JSON Lines files as rows; a row that cannot be read goes to the quarantine.
+"""JSON and JSON Lines files as rows. A row that cannot be read goes to the quarantine.
 
-Below `sources`. Real files are named wrongly: an array is read as an array whatever its name, lines as lines, and KoChatGPT's conversations as what
-they are. Unlike `datasets.load_dataset("json")`, one bad row does not end the reading, a repeated key is not resolved by chance, and `NaN` is no number.
+Used by `sources`. Some real files have the wrong name, so the text decides: an array is read as an array, lines are read as lines, and
+KoChatGPT's conversations as conversations. Three things are different from `datasets.load_dataset("json")`: one bad row does not end the
+reading, a row with a repeated key is a bad row, and `NaN` is not a number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class _BadRow(ValueError):
-    """Well-formed JSON that may not be a row."""
+    """JSON that can be parsed and is not allowed as a row."""
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -34,17 +35,18 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise _BadRow(f"NaN and Infinity are no numbers: {name}")
+    raise _BadRow(f"NaN and Infinity are not numbers: {name}")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-_LENIENT = json.JSONDecoder(parse_int=str)  # only to find where a value that is no row ends
+_LENIENT = json.JSONDecoder(parse_int=str)  # finds only where a value ends that is not allowed
 
 
 def read_json(file: TextFile, format: Format | None = None, *, is_text: bool = False) -> Iterator[Located]:
-    """A JSON array of objects, or one object a line; which of the two is read off the text, not the name.
+    """The rows of a JSON array of objects, or of lines with one object each. The text decides which, not the name.
 
-    `is_text` says that the name promises no JSON. Raises DataError with line and column for an array that is not JSON, and for text that is neither.
+    `is_text` says that the name does not promise JSON. Raises DataError for an array that is not JSON (with line and column), and for
+    text that is neither an array nor lines.
     """
     lines = iter(file.stream)
     head = _up_to_text(lines)
@@ -53,10 +55,10 @@ def read_json(file: TextFile, format: Format | None = None, *, is_text: bool = F
         yield from read_conversations(file, chain(head, lines))
         return
     if is_text and not first.startswith(("[", "{")):
-        raise DataError(file.name, f"a text file that holds neither JSON nor conversations that start with {START}")
+        raise DataError(file.name, f"this text file holds neither JSON nor conversations; those start with {START}")
     if first.startswith("["):
         is_array = not _is_json(first)
-        if not is_array:  # a whole list on one line: the array, unless another line of JSON follows
+        if not is_array:  # a list on one line is the whole array, unless another line of JSON follows
             head += _up_to_text(lines)
             second = head[-1].strip()
             is_array = second in ("", first) or not _is_json(second)
@@ -81,7 +83,7 @@ def _is_json(text: str) -> bool:
 
 
 def _up_to_text(lines: Iterator[str]) -> list[str]:
-    """Lines up to and with the next one that is not blank."""
+    """The lines up to the next line that is not blank, and that line."""
     out: list[str] = []
     for line in lines:
         out.append(line)
@@ -103,7 +105,7 @@ def _json_lines(file: TextFile, lines: Iterable[str]) -> Iterator[Located]:
                 raise json.JSONDecodeError("Extra data", text, stop)
         except json.JSONDecodeError as e:
             if file.broken and not line.endswith("\n"):
-                end = number  # the half line at the break is the break's own entry
+                end = number  # the end of a broken file has its own entry
             else:
                 file.reject(number, f"not JSON: {e.msg} (column {e.colno})")
         except (ValueError, RecursionError) as e:
@@ -140,13 +142,13 @@ def _array(file: TextFile, text: str) -> Iterator[Located]:
             raise DataError(file.name, f"the JSON array is broken: {detail}", row=row) from e
     if text[at:].strip():
         end = json.JSONDecodeError("", text, at)
-        raise DataError(file.name, f"something follows the JSON array at line {end.lineno}, column {end.colno}")
+        raise DataError(file.name, f"there is text after the JSON array at line {end.lineno}, column {end.colno}")
     if file.broken:
         file.reject(row + 1, f"{BROKEN_OFF}: {file.broken}")
 
 
 def _element(text: str, at: int) -> tuple[Any, int, str | None]:
-    """(value, where it ends, why it is no row) of the JSON value that starts here."""
+    """(value, where it ends, why it is not allowed as a row) of the JSON value that starts here."""
     try:
         return *_STRICT.raw_decode(text, at), None
     except json.JSONDecodeError:
@@ -156,9 +158,9 @@ def _element(text: str, at: int) -> tuple[Any, int, str | None]:
 
 
 def _one_object(name: str, text: str, format: Format | None) -> dict[str, Any] | None:
-    """A file that is one object over many lines: SQuAD's, or (if the recipe says so) {question: answer}; None for text that is no object.
+    """The object of a file that is one object: SQuAD's, or {question: answer} if the recipe says so. None if the text is no object.
 
-    Raises DataError for any other: it holds no rows, though one of its keys may.
+    Raises DataError for any other object: it is not a list of rows.
     """
     try:
         data: dict[str, Any] = _STRICT.decode(text)

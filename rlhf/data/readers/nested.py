@@ -1,7 +1,7 @@
-"""Rows that hold many: SQuAD's articles of questions, and OpenAssistant's trees of messages, taken apart.
+"""Rows that hold several: SQuAD's articles of questions, and OpenAssistant's trees of messages, taken apart into pieces.
 
-Between a file's rows and `formats`; the trees are in `trees`. What a row is taken apart into counts instead of it: each question, each message that could be answered, and
-each reply that is left out of its ranking.
+Stands between a file's rows and `formats`. `trees` has the code for trees. The pieces are counted, and the row that held them is not:
+each question, each message that could be answered, and each reply that is left out of its ranking.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rlhf.recipe.sections import Format
 
 
 def unnest(rows: Iterable[Located], format: Format | None, quarantine: Quarantine) -> Iterator[Located]:
-    """The rows, and in the place of those that hold many what they hold; messages of a tree that stand together become its rows.
+    """The rows; a row that holds several is replaced by its pieces. Messages of one tree that follow each other become pieces together.
 
-    A row counts when it is given out: what is only held back for the next one, or never asked for, is not in `rows_in`.
+    A row is counted when it is given out. A row that is kept back until the next one comes, or that nobody asks for, is not in `rows_in`.
     """
     held: list[Located] = []
     for located in rows:
@@ -44,7 +44,7 @@ def _belong(one: Located, other: Located) -> bool:
 
 
 def _given(pieces: Iterable[Piece], whole: Located, quarantine: Quarantine) -> Iterator[Located]:
-    """The pieces as rows. A file that is one object numbers them from 1; else they have their own row's number."""
+    """The pieces as rows. In a file that is one object they are numbered from 1; else they have the number of their own row."""
     numbered = "data" in whole.data or _is_flat(whole.data)
     count = 0
     for piece in pieces:
@@ -61,7 +61,7 @@ def _given(pieces: Iterable[Piece], whole: Located, quarantine: Quarantine) -> I
 
 
 def _pieces(data: Mapping[str, Any], format: Format | None) -> Iterator[Piece] | None:
-    """The row's parts, or None for a row that is one."""
+    """The row's pieces, or None for a row that holds only itself."""
     if format in (None, "oasst") and "message_tree_id" in data and isinstance(data.get("prompt"), dict):
         return ranked_replies(str(data["message_tree_id"]), data["prompt"])
     if format in (None, "squad"):
@@ -81,14 +81,14 @@ def _holds(value: Any, name: str) -> bool:
 
 
 def _is_flat(data: Mapping[str, Any]) -> bool:
-    """{question: answer}, where no name is one of a row's own."""
+    """Whether this is {question: answer}, and not a row with columns."""
     return not data.keys() & {"question", "answers"} and all(isinstance(a, str) for a in data.values())
 
 
 def _article(article: Any) -> Iterator[Piece]:
     paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
     if not isinstance(paragraphs, list):
-        yield Piece({}, None, ("paragraphs", "is missing, or no list"))
+        yield Piece({}, None, ("paragraphs", "is missing, or is not a list"))
         return
     for paragraph in paragraphs:
         yield from _paragraph(paragraph, article.get("title"))
@@ -97,7 +97,7 @@ def _article(article: Any) -> Iterator[Piece]:
 def _paragraph(paragraph: Any, title: Any) -> Iterator[Piece]:
     questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
     if not isinstance(questions, list):
-        yield Piece({}, None, ("qas", "is missing, or no list"))
+        yield Piece({}, None, ("qas", "is missing, or is not a list"))
         return
     title = paragraph.get("title", title)
     shared = {"title": title, "context": paragraph.get("context")}

@@ -1,7 +1,7 @@
-"""Text files open for reading, and what no row of theirs may hold.
+"""Text files open for reading, and what a row of any file must not hold.
 
-Below `sources` and the readers. Real files are broken in places: a byte that is not UTF-8 spoils its own row only, and a gzip stream that breaks
-off gives what came before the break. Nothing goes missing without an entry.
+Used by the readers. Real files are broken in places. A byte that is not UTF-8 costs only its own row. A gzip stream that ends too early
+gives the rows before its end. Every row that is lost has an entry in the quarantine.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, Self
 from rlhf.data.rows import Located, Quarantine
 from rlhf.errors import DataError
 
-BROKEN_OFF = "the gzip stream breaks off here, what follows is lost"
+BROKEN_OFF = "the gzip stream ends too early here, and what follows is lost"
 _BUFFER = 1 << 18
 
 
 class _Bytes(io.RawIOBase):
-    """A file's bytes, unpacked where it is gzipped; a gzip stream that breaks off ends here quietly, and says why in `broken`."""
+    """A file's bytes, unpacked if the file is gzipped. Where a gzip stream is broken, the bytes end without an error and `broken` says why."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.name = name
@@ -54,9 +54,9 @@ class _Bytes(io.RawIOBase):
 
 
 class TextFile:
-    """A text file open for reading. Bytes that are not UTF-8 become lone surrogates, which `flaw` finds.
+    """A text file open for reading. Bytes that are not UTF-8 become lone surrogates, and `flaw` finds those.
 
-    Raises DataError for a file that cannot be read, on opening or later, and for UTF-16.
+    Raises DataError for a file that cannot be read (when it is opened or later), and for UTF-16.
     """
 
     def __init__(self, path: Path, name: str, quarantine: Quarantine) -> None:
@@ -79,29 +79,36 @@ class TextFile:
 
     @property
     def broken(self) -> str | None:
-        """Why the stream broke off, once its end has been read."""
+        """Why the gzip stream ended too early, or None; known once its end has been read."""
         return self._bytes.broken
 
     def reject(self, row: int | None, reason: str, field: str | None = None) -> None:
-        """Count a row in and set it aside."""
+        """Count a row as read and set it aside."""
         self.quarantine.rows_in += 1
         self.quarantine.add(self.name, row, field, reason)
 
     def accept(self, row: int, data: Any, *, group: str | None = None) -> Located | None:
-        """Count a row in, and let it pass unless something in it cannot be stored."""
-        if not isinstance(data, dict):
-            self.reject(row, f"not an object: {type(data).__name__}")
-            return None
-        field, reason = flaw(data)
-        if reason:
-            self.reject(row, reason, field)
-            return None
-        self.quarantine.rows_in += 1
-        return Located(self.name, row, data, group=group)
+        """Count a row as read, and return it unless it is no object or holds something that cannot be stored."""
+        if isinstance(data, dict):
+            return accept(self.name, row, data, self.quarantine, group)
+        self.reject(row, f"not an object: {type(data).__name__}")
+        return None
+
+
+def accept(
+    name: str, row: int, data: dict[str, Any], quarantine: Quarantine, group: str | None = None
+) -> Located | None:
+    """Count a row as read, and return it unless it holds something that cannot be stored: then it goes to the quarantine."""
+    quarantine.rows_in += 1
+    field, reason = flaw(data)
+    if reason is None:
+        return Located(name, row, data, group=group)
+    quarantine.add(name, row, field, reason)
+    return None
 
 
 def flaw(row: dict[str, Any]) -> tuple[str | None, str | None]:
-    """(field, reason) of the first thing in a row that no text file or table should hold, else (None, None)."""
+    """(field, reason) of the first thing in a row that cannot be stored, else (None, None)."""
     if not _is_plain("".join(row)):
         return repr(next(name for name in row if not _is_plain(name))), "not valid Unicode in a name, or a NUL"
     for field, value in row.items():
@@ -125,7 +132,7 @@ def _is_plain_list(value: Any) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text can be stored as it is; the quick answer for nearly all."""
+    """Whether a text can be stored as it is. For nearly all texts the answer is quick."""
     if "\0" in text:
         return False
     if text.isascii():
@@ -144,7 +151,7 @@ def _flaw(value: Any, field: str | None) -> tuple[str | None, str | None]:
         if not _is_plain(value):
             return field, "not valid Unicode (bytes that are not UTF-8, or half of a surrogate pair)"
     elif isinstance(value, float) and value - value != 0:
-        return field, "NaN and Infinity are no numbers"
+        return field, "NaN and Infinity are not numbers"
     elif isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else ((None, v) for v in value)
         for key, item in items:

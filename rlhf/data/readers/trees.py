@@ -1,7 +1,7 @@
-"""OpenAssistant's trees of messages as rankings: whole trees a row, or a message a row as the hub has them.
+"""OpenAssistant's trees of messages as rankings. A file's row is a whole tree, or (on the hub) one message.
 
-Below `nested`. Every prompter's message with ranked replies becomes a row whose prompt is the messages up to it. A reply is left out, and counted, where
-it was deleted or has no rank beside siblings; so is what follows a deleted message.
+Used by `nested`. Every message of a prompter with ranked replies becomes a row; its prompt is the messages up to it. A reply is left out,
+and counted, if it was deleted, or if it has siblings and no rank. Messages below a deleted message are left out too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROW = "row of the file"
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a row: its data, or the field and reason for which it is set aside; the file's row if it has one of its own."""
+    """One of several rows that a row held: its data, or the field and reason why it is set aside. `row`: its own row number, if it has one."""
 
     data: Row
     group: str | None
@@ -31,7 +31,7 @@ def is_message(data: Mapping[str, Any]) -> bool:
 
 
 def in_trees(rows: Sequence[Located]) -> Iterator[Piece]:
-    """The messages of one tree, that name their parents, as `ranked_replies` has them."""
+    """The pieces of one tree, from rows that are its messages and name their parents."""
     group = str(rows[0].data["message_tree_id"])
     nodes: dict[Any, dict[str, Any]] = {}
     for located in rows:
@@ -49,7 +49,7 @@ def in_trees(rows: Sequence[Located]) -> Iterator[Piece]:
         elif parent in nodes:
             nodes[parent]["replies"].append(node)
         else:
-            reason = f"its message is not among the rows beside it: message {name}"
+            reason = f"the message that it replies to is not beside it: message {name}"
             yield Piece({}, group, ("parent_id", reason), node[_ROW])
             yield from ranked_replies(group, node, is_whole=False)
     for root in roots:
@@ -57,7 +57,7 @@ def in_trees(rows: Sequence[Located]) -> Iterator[Piece]:
 
 
 def ranked_replies(group: str, root: Any, *, is_whole: bool = True) -> Iterator[Piece]:
-    """A piece for each prompter's message: the messages up to it, and the assistant's replies to it. `is_whole`: whether the root starts the conversation."""
+    """A piece for each message of a prompter: the messages up to it, and the replies to it. `is_whole`: the root starts the conversation."""
     left: list[tuple[Any, list[Row] | None]] = [(root, [] if is_whole else None)]
     while left:
         message, before = left.pop()
@@ -71,7 +71,7 @@ def ranked_replies(group: str, root: Any, *, is_whole: bool = True) -> Iterator[
         if message.get("role") == "prompter":
             name = message.get("message_id")
             if here is None:
-                reason = f"was deleted, or follows a message that was or is missing: message {name}"
+                reason = f"was deleted, or comes after a message that was deleted or is missing: message {name}"
                 yield Piece({}, group, ("prompt", reason), message.get(_ROW))
             else:
                 about = {"message_tree_id": group, "message_id": name, "lang": message.get("lang"), "prompt": here}
@@ -90,11 +90,11 @@ def _ranked(about: Row, replies: list[Any], row: int | None) -> Iterator[Piece]:
     if ranked:
         yield Piece(about | {"replies": ranked}, group, None, row)
     else:
-        yield Piece({}, group, ("replies", f"none that could be ranked: message {about['message_id']}"), row)
+        yield Piece({}, group, ("replies", f"no reply could be ranked: message {about['message_id']}"), row)
 
 
 def _left_out(reply: Mapping[str, Any], siblings: int) -> str | None:
-    """Why a reply has no place in the ranking of its siblings."""
+    """Why a reply is not in the ranking of its siblings, or None."""
     if reply.get("deleted"):
         return "a reply that was deleted"
     return "a reply without a rank" if reply.get("rank") is None and siblings > 1 else None

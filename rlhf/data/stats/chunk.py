@@ -1,7 +1,7 @@
-"""Rows as texts and lengths, a few hundred at a time: what every accumulator of `stats` is fed.
+"""Rows as texts and lengths, a few hundred at a time: what every measure of `stats` takes.
 
-Between the stream of canonical rows and the accumulators. Lengths are what training counts where there is a tokenizer
-(`tokens`), else characters; which of the two is the report's `unit`.
+Stands between the stream of canonical rows and the measures. With a tokenizer, lengths are in tokens as training counts them, else
+in characters. The report's `unit` says which.
 """
 
 from __future__ import annotations
@@ -10,16 +10,32 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 from rlhf.data.rows import Located, Row, Text, completions_of, kind_of
 
-SIZE = 512  # rows a chunk: enough to fill a tokenizer's batch, few enough to be small beside the columns
+SIZE = 512  # rows in a chunk: enough for a tokenizer's batch, and little memory
 
 SIDES = {"preference": ("chosen", "rejected"), "ranking": ("completions",)}
 
-# (tokens or characters of the prompt, of each completion), None where the template refuses the row
+# (length of the prompt, lengths of the completions), None where the template refuses the row
 Lengths = tuple[int, list[int]] | None
 LengthsOf = Callable[[Sequence[Row]], list[Lengths]]
+
+
+@dataclass
+class Tally:
+    """How many rows have some property, and where the first of them is."""
+
+    rows: int = 0
+    example: str | None = None
+
+    def add(self, row: Located) -> None:
+        self.rows += 1
+        self.example = self.example or str(row)
+
+    def report(self) -> dict[str, Any]:
+        return {"rows": self.rows, "example": self.example}
 
 
 def words_of(value: Text) -> str:
@@ -29,7 +45,7 @@ def words_of(value: Text) -> str:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows in order; `start` is the place of the first among the split's rows."""
+    """Some rows in order. `start` is the index of the first one among the split's rows."""
 
     start: int
     rows: list[Located]
@@ -49,7 +65,7 @@ class Chunk:
 
 
 def side(kind: str, index: int) -> str:
-    """The name of a row's completion `index`: chosen, rejected, completion, or completions for all of a ranking."""
+    """The name of a row's completion `index`: chosen, rejected or completion; `completions` for every one of a ranking."""
     names = SIDES.get(kind, ("completion",))
     return names[index] if len(names) > 1 else names[0]
 

@@ -1,4 +1,4 @@
-"""The measures and the findings in the terminal: plain tables that stay whole in a pipe, values never cut short."""
+"""The measures and the findings in the terminal: plain tables. In a pipe, lines are long and no value is cut."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
-PIPE_WIDTH = 160  # columns where there is no terminal to ask; longer values are folded, not cut
+PIPE_WIDTH = 160  # columns if there is no terminal; longer values are folded, not cut
 
 
 def wide(console: Console) -> Console:
-    """The console itself on a terminal; a wide one in a pipe, where 80 columns would fold everything."""
+    """The console; in a pipe it is made wide, because 80 columns would fold nearly every line."""
     import os
 
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -26,7 +26,7 @@ def wide(console: Console) -> Console:
 
 
 def print_stats(report: Mapping[str, Any], console: Console) -> None:
-    """One table a split, then the leaks between splits."""
+    """One table for each split, then the prompts that two splits share."""
     from rich.markup import escape
 
     for name, split in report["splits"].items():
@@ -43,7 +43,7 @@ def print_stats(report: Mapping[str, Any], console: Console) -> None:
 
 
 def print_findings(report: Mapping[str, Any], findings: Sequence[Finding], console: Console) -> None:
-    """One block a finding: severity, split, what and how many, where, what to do; then the count of each severity."""
+    """One block for each finding: severity, split, how many rows, what, where, what to do. Then the count of each severity."""
     from rich.text import Text
 
     for finding in findings:
@@ -73,7 +73,7 @@ def _counted(findings: Sequence[Finding]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in per cent; small ones with the digits that they need."""
+    """A share in per cent. Small shares have more digits."""
     if share in (0, 1):
         return f"{share:.0%}"
     return f"{100 * share:.1f}%" if share >= 0.001 else f"{100 * share:.2g}%"
@@ -108,7 +108,7 @@ def _lengths(lengths: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
 
 
 def lines(split: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
-    """A split's measures as (label, value), in words; the page shows the same."""
+    """A split's measures as (label, value), in words. The page shows the same lines."""
     yield "rows in", f"{split['rows_in']}, usable {split['rows']}"
     for source in split["sources"]:
         recognised = ", recognised" if source["recognised"] else ""
@@ -131,12 +131,12 @@ def lines(split: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
         yield "contradictory", f"{counted(repeats['contradictory']['pairs'], 'pair')} preferred both ways"
         yield (
             "nearly identical",
-            f"{split['labels']['nearly_identical']['rows']} pairs differ in case and white space only",
+            f"{split['labels']['nearly_identical']['rows']} pairs differ only in case and white space",
         )
     shared = repeats["shared_answers"]
     yield (
         "shared answers",
-        f"{shared['completions']} ({percent(shared['share'])}) answer 5 prompts or more word for word",
+        f"{shared['completions']} ({percent(shared['share'])}) are the very same answer to 5 prompts or more",
     )
     if bias := split["length_bias"]:
         yield from _bias(bias, unit)
@@ -183,7 +183,7 @@ def _labels(labels: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def progress() -> Iterator[Callable[[int], None]]:
-    """A line on standard error that counts rows while they are read; nothing where there is no terminal."""
+    """A line on standard error that counts rows while they are read. Without a terminal there is no line."""
     from rich.console import Console as RichConsole
 
     with RichConsole(stderr=True).status("reading") as status:

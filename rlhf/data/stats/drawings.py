@@ -1,4 +1,4 @@
-"""The figures of a data report: lengths by side, the length difference of pairs, margins, scripts. Only the page imports it."""
+"""The figures of a data report: lengths by side, length differences of pairs, margins, scripts. Only the page imports this module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def figures(split: Mapping[str, Any], unit: str, limit: int | None) -> Iterator[
     if "row" in split["lengths"] and limit is not None:
         yield "Prompt and longest completion, against max_length", rows(split["lengths"]["row"], limit)
     if bias := split["length_bias"]:
-        yield f"Preferred less other, in {unit}", differences(bias, unit)
+        yield f"Length of the preferred answer minus the other, in {unit}", differences(bias, unit)
     if margins := split["labels"]["margins"]:
         yield "Score margins", histogram(margins["histogram"], "margin", PALETTE[3])
     if split["kinds"]:
@@ -34,7 +34,7 @@ def figures(split: Mapping[str, Any], unit: str, limit: int | None) -> Iterator[
 
 
 def lengths(sides: Mapping[str, Any], unit: str) -> Markup:
-    """Each side's histogram as an outline, as shares, since sides may differ in number."""
+    """Each side's histogram as an outline. They show shares, because the sides may have different numbers of texts."""
     with canvas(*SIZE) as (axes, out):
         for name, d in sides.items():
             edges, counts = d["histogram"]["edges"], d["histogram"]["counts"]
@@ -45,14 +45,14 @@ def lengths(sides: Mapping[str, Any], unit: str) -> Markup:
             axes.stairs(density, edges, color=COLOURS[name], alpha=0.12, fill=True)
         axes.set_xlim(left=0)
         axes.set_yticks([])
-        axes.set_xlabel(f"length ({unit}); the last bin holds all that is longer")
+        axes.set_xlabel(f"length ({unit}); the last bin also holds everything longer")
         axes.set_ylabel("share")
         axes.legend(loc="upper right")
     return out[0]
 
 
 def rows(d: Mapping[str, Any], limit: int) -> Markup:
-    """The lengths that max_length is compared with, and where it cuts."""
+    """The lengths that are compared with max_length, and a line at max_length."""
     with canvas(*SIZE) as (axes, out):
         axes.stairs(d["histogram"]["counts"], d["histogram"]["edges"], color=PALETTE[0], fill=True, alpha=0.75)
         axes.axvline(limit, color=BAD, linewidth=1.8, linestyle=(0, (4, 3)), label=f"limit {limit}")
@@ -64,7 +64,7 @@ def rows(d: Mapping[str, Any], limit: int) -> Markup:
 
 
 def differences(bias: Mapping[str, Any], unit: str) -> Markup:
-    """Pairs by length difference; those on the right of zero are won by the longer answer."""
+    """Pairs by length difference. Right of zero, the longer answer is preferred."""
     edges, counts = bias["histogram"]["edges"], bias["histogram"]["counts"]
     with canvas(*SIZE) as (axes, out):
         centres = [(a + b - 1) / 2 for a, b in pairwise(edges)]
@@ -77,7 +77,7 @@ def differences(bias: Mapping[str, Any], unit: str) -> Markup:
             axes.plot([], [], color=BAD, linewidth=5, label=f"shorter wins: {100 - share:.1f}%")
             axes.legend(loc="upper left", handlelength=0.8)
             axes.set_ylim(0, 1.28 * max(counts))
-        axes.set_xlabel(f"length of the preferred answer less the other's ({unit})")
+        axes.set_xlabel(f"length of the preferred answer minus that of the other ({unit})")
         axes.set_ylabel("pairs")
     return out[0]
 

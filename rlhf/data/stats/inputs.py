@@ -1,4 +1,4 @@
-"""What `rlhf data stats` and `lint` are pointed at: data or a recipe, as splits of sources and what training does with them.
+"""What `rlhf data stats` and `lint` read: data or a recipe, as splits of sources, with what training does with them.
 
 a folder            every split in it: `rlhf data build`'s own, or any that `datasets` writes
 a file, a glob      one split, `all`; overrides are keys of a source, e.g. format=hh columns.prompt=question
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.readers.names import TABLES
 from rlhf.errors import RecipeError
 from rlhf.recipe import overrides as overriding
 from rlhf.recipe import yaml_lines
@@ -27,13 +28,12 @@ from rlhf.recipe.training import PpoRecipe, TrainRecipe
 
 ALL = "all"  # the one split of a file
 FIRST = ("train", "validation", "eval", "test")  # splits in the order in which they are shown; others follow by name
-TABLES = (".parquet", ".arrow")
 _SHARD = re.compile(r"(.+?)-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Splits of sources, and the training that they are for, as far as it is known."""
+    """Splits of sources, and what is known about the training that uses them."""
 
     name: str
     splits: dict[str, list[SourceSection]]
@@ -87,7 +87,7 @@ def _of_recipe(path: str, overrides: Sequence[str]) -> Target:
 
 
 def _source(path: str, overrides: Sequence[str]) -> SourceSection:
-    """The source that a path and `key=value`s make, by the rules (and with the messages) of a recipe."""
+    """The source that a path and `key=value`s describe. The rules and the messages are those of a recipe."""
     place = yaml_lines.Place(path)
     document = yaml_lines.Document({"path": path}, {(): place, ("path",): place})
     overriding.apply(document, overrides)

@@ -1,4 +1,4 @@
-"""What the labels say: which place is the best one, how far apart scores are, how many ties, the balance of good and bad."""
+"""What the labels say: which index is the best, how far apart scores are, how many ties there are, how many labels are true."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.rows import grades_of, text_of
-from rlhf.data.stats.chunk import Chunk
+from rlhf.data.stats.chunk import Chunk, Tally
 from rlhf.data.stats.numbers import BINS, shares, wilson
 
 
 def _alike(a: str, b: str) -> bool:
-    """Whether two texts differ in case and white space only; the first letter settles most."""
+    """Whether two texts differ only in case and white space. The first letter decides most cases."""
     return a.strip()[:1].casefold()[:1] == b.strip()[:1].casefold()[:1] and _bare(a) == _bare(b)
 
 
@@ -24,34 +24,30 @@ def _bare(text: str) -> str:
 
 
 class Labels:
-    """Ranking places, margins and unpaired labels of one split; margins are kept as 4 bytes a row."""
+    """The best indices of rankings, the margins and the unpaired labels of one split. A margin takes 4 bytes of memory."""
 
     def __init__(self) -> None:
         self._best: dict[int, Counter[int]] = {}
-        self._rankings = self._with_ties = self._best_tied = self._equal_texts = 0
-        self._equal_example: str | None = None
+        self._rankings = self._with_ties = self._best_tied = 0
+        self._equal_texts, self._nearly_identical = Tally(), Tally()
         self._margins = array("f")
-        self._same_but_space = 0
-        self._same_example: str | None = None
         self._labels: Counter[str] = Counter()
 
     def add(self, chunk: Chunk) -> None:
         for row, kind, texts in zip(chunk.rows, chunk.kinds, chunk.completions, strict=True):
             if kind == "ranking":
-                self._ranking(f"{row.file}:{row.row}", grades_of(row.data), "scores" in row.data)
+                self._ranking(grades_of(row.data), "scores" in row.data)
                 if len({text_of(c) for c in row.data["completions"]}) < len(texts):
-                    self._equal_texts += 1
-                    self._equal_example = self._equal_example or f"{row.file}:{row.row}"
+                    self._equal_texts.add(row)
             elif kind == "preference":
                 if row.data.get("margin") is not None:
                     self._margins.append(row.data["margin"])
                 if _alike(texts[0], texts[1]):
-                    self._same_but_space += 1
-                    self._same_example = self._same_example or f"{row.file}:{row.row}"
+                    self._nearly_identical.add(row)
             if row.data.get("label") is not None:
                 self._labels[str(row.data["label"]).lower()] += 1
 
-    def _ranking(self, place: str, grades: list[float], scored: bool) -> None:
+    def _ranking(self, grades: list[float], scored: bool) -> None:
         self._rankings += 1
         ordered = sorted(grades, reverse=True)
         self._with_ties += any(a == b for a, b in pairwise(ordered))
@@ -63,16 +59,16 @@ class Labels:
             self._best.setdefault(len(grades), Counter())[grades.index(ordered[0])] += 1
 
     def report(self) -> dict[str, Any]:
-        """{rankings, margins, unpaired, nearly_identical}, each None or 0 where the split has none of it."""
+        """{rankings, margins, unpaired, nearly_identical}. What the split does not have is None or 0."""
         return {
             "rankings": self._rankings_report(),
             "margins": self._margins_report(),
             "unpaired": shares(self._labels) if self._labels else None,
-            "nearly_identical": {"rows": self._same_but_space, "example": self._same_example},
+            "nearly_identical": self._nearly_identical.report(),
         }
 
     def _rankings_report(self) -> dict[str, Any] | None:
-        """How often completion i (from 0) is the best, apart by how many there are; ties for the best apart."""
+        """How often completion i (from 0) is the best, for each number of completions. Ties for the best are counted apart."""
         if not self._rankings:
             return None
         best = {
@@ -84,11 +80,11 @@ class Labels:
             "best": best,
             "best_tied": self._best_tied,
             "with_ties": self._with_ties,
-            "equal_texts": {"rows": self._equal_texts, "example": self._equal_example},
+            "equal_texts": self._equal_texts.report(),
         }
 
     def _margins_report(self) -> dict[str, Any] | None:
-        """Of preference rows with a margin, and of a scored ranking's neighbours."""
+        """The margins of preference rows, and the score differences between neighbours of a scored ranking."""
         if not self._margins:
             return None
         values = np.frombuffer(self._margins, dtype=np.float32).astype(np.float64)

@@ -1,8 +1,8 @@
-"""How long the sides are, whether the longer answer wins, and which rows are too long for training.
+"""How long the sides are, whether the longer answer is preferred, and which rows are too long for training.
 
-A reward model can score well by length alone where preferred answers are the longer ones; the length baseline says how
-well. Pairs of preference rows are compared, and of a ranking every two completions of different grade; pairs of one ranking
-are not independent, so there the interval is too narrow.
+If the preferred answers are longer, a reward model can be right by length alone. The length baseline says how often. The pairs are
+preference rows, and every two completions of a ranking with different grades. Pairs of one ranking are not independent, so the
+interval is too narrow for rankings.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.rows import grades_of
-from rlhf.data.stats.chunk import Chunk, side
+from rlhf.data.stats.chunk import Chunk, Tally, side
 from rlhf.data.stats.numbers import Moments, cohens_d, histogram, summary, wilson
 
-ROW = "row"  # the side that max_length is about: the prompt and the longest completion
+ROW = "row"  # what is compared with max_length: the prompt and the longest completion
 
 
 class SideLengths:
-    """Lengths by side as exact counts; bounded by the number of different lengths."""
+    """Lengths by side as exact counts. Memory depends on how many different lengths there are."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[int]] = {}
         self._longest: dict[str, tuple[int, str]] = {}
-        self.refused = 0
-        self.refused_example: str | None = None
+        self.refused = Tally()
 
     def add(self, chunk: Chunk) -> None:
         found: dict[str, list[tuple[int, int]]] = {}  # by side: (length, index of the row)
         for i, (kind, lengths) in enumerate(zip(chunk.kinds, chunk.lengths, strict=True)):
             if lengths is None:
-                self.refused += 1
-                self.refused_example = self.refused_example or f"{chunk.rows[i].file}:{chunk.rows[i].row}"
+                self.refused.add(chunk.rows[i])
                 continue
             prompt, completions = lengths
             found.setdefault("prompt", []).append((prompt, i))
@@ -46,14 +44,14 @@ class SideLengths:
             self._counts.setdefault(name, Counter()).update(length for length, _ in pairs)
             longest, i = max(pairs, key=lambda pair: (pair[0], -pair[1]))
             if longest > self._longest.get(name, (-1, ""))[0]:
-                self._longest[name] = (longest, f"{chunk.rows[i].file}:{chunk.rows[i].row}")
+                self._longest[name] = (longest, str(chunk.rows[i]))
 
     def report(self) -> dict[str, Any]:
-        """{side: summary + longest: file:row}; `row` is prompt + longest completion, what max_length is compared with."""
+        """{side: summary, and `longest`: the file:row of the longest}. `row` is the prompt and the longest completion."""
         return {name: {**(summary(n) or {}), "longest": self._longest[name][1]} for name, n in self._counts.items()}
 
     def over(self, limit: int) -> dict[str, Any]:
-        """{limit, rows, share, longest, example} of the rows over `limit`."""
+        """{limit, rows, share, longest, example}: the rows over `limit`."""
         counts = self._counts.get(ROW, Counter())
         rows = sum(n for length, n in counts.items() if length > limit)
         longest, example = self._longest.get(ROW, (0, ""))
@@ -67,7 +65,7 @@ class SideLengths:
 
 
 class LengthBias:
-    """How often the longer of two answers is the preferred one."""
+    """How often the longer of two answers is preferred."""
 
     def __init__(self) -> None:
         self._differences: Counter[int] = Counter()
@@ -93,11 +91,13 @@ class LengthBias:
         self._log_worse.add(np.log(np.maximum(worse, 1)))
 
     def report(self) -> dict[str, Any] | None:
-        """None without a pair.
+        """None if there is no pair.
 
-        `longer_wins` is the share among pairs of different length, with its 95% Wilson interval; `baseline_accuracy` that of
-        "the longer is better" over all pairs, a tie half right; `cohens_d` of the logarithm of the length, preferred less
-        other, over the pooled standard deviation; `difference` the distribution of preferred - other.
+        longer_wins        the share of pairs in which the longer answer is preferred, among pairs of different length, with its 95% Wilson
+                           interval
+        baseline_accuracy  how often "the longer is better" is right, over all pairs; a tie counts as half
+        cohens_d           the difference of the mean logarithms of the lengths (preferred - other) over the pooled standard deviation
+        histogram          the distribution of preferred - other
         """
         total = self._differences.total()
         if not total:

@@ -1,20 +1,20 @@
-"""The pass over the rows: every accumulator sees every chunk once, and the report is what they say.
+"""The pass over the rows: every measure sees every chunk once, and the report holds what they found.
 
-Called by `rlhf data stats` and `rlhf data lint`. Rows are measured as the recipe trains on them: in SFT a preference row is
-its chosen completion, in PPO any row is its prompt. The report's keys are documented in docs/lint.md.
+Used by `rlhf data stats` and `rlhf data lint`. Rows are measured as the recipe trains on them (`data.rows.trained_as`). docs/lint.md
+documents the report's keys.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from rlhf.data.load import Stream
-from rlhf.data.rows import Located, Quarantine, Row, kind_of, reason_of
-from rlhf.data.stats.chunk import LengthsOf, characters, chunks
+from rlhf.data.rows import LABEL_FALSE, Located, Quarantine, kind_of, reason_of, trained_as
+from rlhf.data.stats.chunk import LengthsOf, Tally, characters, chunks
 from rlhf.data.stats.inputs import Target
 from rlhf.data.stats.labels import Labels
 from rlhf.data.stats.lengths import LengthBias, SideLengths
@@ -24,12 +24,11 @@ from rlhf.data.stats.texts import Texts
 from rlhf.recipe.schema import row_kinds
 
 REPORT_VERSION = 1
-LABEL_FALSE = "label false: not an answer to imitate"  # as `rlhf.tokens.dataset` says it
 
 
 @dataclass(frozen=True)
 class Counting:
-    """How lengths are counted: a function, its unit, and whose tokens they are."""
+    """How lengths are counted: the function, its unit, and the tokenizer if there is one."""
 
     lengths_of: LengthsOf = characters
     unit: str = "characters"
@@ -40,17 +39,17 @@ class Counting:
 def measure(
     target: Target, counted: Counting | None = None, on_rows: Callable[[int], None] | None = None
 ) -> dict[str, Any]:
-    """Everything that is measured of a target, as plain data for JSON. `on_rows` hears how many rows have been read.
+    """Everything that is measured of a target, as plain data for JSON. `on_rows` is called with the number of rows in each chunk.
 
-    Raises DataError for files that cannot be read; rows that cannot are counted.
+    Raises DataError for files that cannot be read. Rows that cannot be read are counted.
     """
     counted = counted or Counting()
     splits: dict[str, dict[str, Any]] = {}
     repeats: dict[str, Repeats] = {}
     for name, sources in target.splits.items():
-        kinds = row_kinds(target.method) if target.method else None
+        kinds = row_kinds(target.method) if target.method else None  # None: nothing is trained
         stream = Stream(sources, seed=target.seed, kinds=kinds, needs_rows=False)
-        measures = _Split(target, counted)
+        measures = _Split(target, counted, kinds)
         for chunk in chunks(measures.trained(stream), counted.lengths_of):
             measures.add(chunk)
             if on_rows is not None:
@@ -72,13 +71,13 @@ def measure(
 
 
 class _Split:
-    """The accumulators of one split."""
+    """The measures of one split."""
 
-    def __init__(self, target: Target, counted: Counting) -> None:
-        self._target, self._counted = target, counted
+    def __init__(self, target: Target, counted: Counting, trained_kinds: Collection[str] | None) -> None:
+        self._target, self._counted, self._trained_kinds = target, counted, trained_kinds
         self._kinds: Counter[str] = Counter()
         self._untrainable: Counter[str] = Counter()
-        self._untrainable_example: str | None = None
+        self._untrainable_rows = Tally()
         self._converted: Counter[str] = Counter()
         self.rows = self.left_out = 0
         self.repeats = Repeats()
@@ -86,38 +85,38 @@ class _Split:
         self._scripts, self._labels = Scripts(), Labels()
         self._texts = Texts(counted.special_tokens)
         parts = (self.repeats, self._lengths, self._bias, self._scripts, self._labels, self._texts)
-        self._accumulators: tuple[Any, ...] = parts
+        self._measures: tuple[Any, ...] = parts
 
     def trained(self, rows: Any) -> Iterator[Located]:
-        """The rows as the recipe trains on them; kinds are counted as they were read."""
-        method = self._target.method
+        """The rows as the recipe trains on them. Kinds are counted as they were read."""
+        kinds = self._trained_kinds
         for row in rows:
             kind = kind_of(row.data)
             self._kinds[kind] += 1
-            data = as_trained(row.data, kind, method)
+            data = row.data if kinds is None else trained_as(row.data, kinds)
             if data is None:
                 self.left_out += 1
                 continue
             if data is not row.data:
                 self._converted[f"{kind} -> {kind_of(data)}"] += 1
                 row = replace(row, data=data)
-            if method is not None and kind_of(data) not in row_kinds(method):
+            if kinds is not None and kind_of(data) not in kinds:
                 self._untrainable[kind] += 1
-                self._untrainable_example = self._untrainable_example or f"{row.file}:{row.row}"
+                self._untrainable_rows.add(row)
             yield row
 
     def add(self, chunk: Any) -> None:
         self.rows += len(chunk.rows)
-        for accumulator in self._accumulators:
-            accumulator.add(chunk)
+        for measure in self._measures:
+            measure.add(chunk)
 
     def report(self) -> dict[str, Any]:
         limit = self._target.max_length if self._counted.unit == "tokens" else None
         return {
             "kinds": dict(self._kinds.most_common()),
             "converted": dict(self._converted),
-            "untrainable": {"kinds": dict(self._untrainable), "example": self._untrainable_example},
-            "refused_by_template": {"rows": self._lengths.refused, "example": self._lengths.refused_example},
+            "untrainable": {"kinds": dict(self._untrainable), "example": self._untrainable_rows.example},
+            "refused_by_template": self._lengths.refused.report(),
             "lengths": self._lengths.report(),
             "over_length": self._lengths.over(limit) if limit is not None else None,
             "length_bias": self._bias.report(),
@@ -128,22 +127,8 @@ class _Split:
         }
 
 
-def as_trained(row: Row, kind: str, method: str | None) -> Row | None:
-    """What a stage makes of a row, as in `rlhf.tokens.dataset`; None where it leaves the row out.
-
-    SFT takes the chosen completion of a preference and an unpaired one whose label is true; PPO the prompt of anything.
-    """
-    if method == "sft" and kind == "preference":
-        return {"prompt": row["prompt"], "completion": row["chosen"]}
-    if method == "sft" and kind == "unpaired":
-        return {"prompt": row["prompt"], "completion": row["completion"]} if row["label"] else None
-    if method == "ppo" and kind != "prompt":
-        return {"prompt": row["prompt"]}
-    return row
-
-
 def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
-    """The account of the reading: `rows_in + repeated = rows + dropped`, by source and by reason with an example each."""
+    """How many rows were read and dropped, by source, and by reason with an example: `rows_in + repeated = rows + dropped`."""
     dropped: dict[str, dict[str, Any]] = {
         reason: {"rows": n, "example": _example(stream.quarantine, reason)} for reason, n in stream.dropped.items()
     }
@@ -160,7 +145,7 @@ def _reading(stream: Stream, measures: _Split) -> dict[str, Any]:
 
 
 def _example(quarantine: Quarantine, reason: str) -> str | None:
-    """`file:row` of a row set aside for a reason; None when it is beyond the entries that are kept."""
+    """`file:row` of a row that was set aside for a reason; None if the quarantine did not keep its entry."""
     for entry in quarantine.entries:
         if reason_of(entry) == reason:
             return f"{entry['file']}:{entry['row']}" if entry["row"] is not None else str(entry["file"])

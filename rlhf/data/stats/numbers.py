@@ -1,4 +1,4 @@
-"""Exact distributions, intervals and effect sizes from counts, so that a pass over millions of rows keeps none of them."""
+"""Exact distributions, intervals and effect sizes from counts. So a pass over millions of rows keeps no row in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
 
 def percentile(counts: Mapping[int, int], share: float) -> int:
-    """The smallest value that at least `share` of all are not above (nearest rank; numpy's `inverted_cdf`)."""
+    """The smallest value v so that at least `share` of all values are <= v (nearest rank; numpy's `inverted_cdf`)."""
     total, seen = sum(counts.values()), 0
     for value in sorted(counts):
         seen += counts[value]
@@ -25,7 +25,7 @@ def percentile(counts: Mapping[int, int], share: float) -> int:
 
 
 def summary(counts: Mapping[int, int]) -> dict[str, Any] | None:
-    """{count, mean, p50, p95, p99, max, histogram} of integers given by their counts; None of nothing."""
+    """{count, mean, p50, p95, p99, max, histogram} of integers given by their counts; None if there are none."""
     total = sum(counts.values())
     if not total:
         return None
@@ -41,13 +41,13 @@ def summary(counts: Mapping[int, int]) -> dict[str, Any] | None:
 
 
 def histogram(counts: Mapping[int, int], tail: float = 0.005) -> dict[str, list[int]]:
-    """{edges, counts}: equal whole-number bins, `edges[i] <= value < edges[i + 1]`; the first and the last take the tails too.
+    """{edges, counts}: bins of equal whole width, `edges[i] <= value < edges[i + 1]`. The first and the last bin also hold what is outside.
 
-    The bins span all but `tail` of the values on either side, so that one outlier does not squeeze the rest into one bin.
+    The edges leave out the share `tail` of the values at each end, so one outlier does not push all other values into one bin.
     """
     low, high = percentile(counts, tail), percentile(counts, 1 - tail)
     width = max(1, math.ceil((high + 1 - low) / BINS))
-    low -= low % width  # so that 0 is an edge, where the values go on both sides of it
+    low -= low % width  # so that 0 is an edge if there are values below and above it
     edges = list(range(low, high + 1 + width, width))
     bins = [0] * (len(edges) - 1)
     for value, n in counts.items():
@@ -56,7 +56,7 @@ def histogram(counts: Mapping[int, int], tail: float = 0.005) -> dict[str, list[
 
 
 def wilson(hits: int, total: int) -> dict[str, float] | None:
-    """{value, low, high}: a share with its 95% score interval (Wilson 1927); None of nothing."""
+    """{value, low, high}: a share with its 95% score interval (Wilson 1927); None if total is 0."""
     if total == 0:
         return None
     p, z2 = hits / total, Z95**2
@@ -88,7 +88,7 @@ class Moments:
 
 
 def cohens_d(a: Moments, b: Moments) -> float | None:
-    """(mean a - mean b) / pooled standard deviation (Cohen 1988); None where there is no spread."""
+    """(mean a - mean b) / pooled standard deviation (Cohen 1988); None if the values do not vary."""
     if a.n + b.n < 3:
         return None
     pooled = math.sqrt(((a.n - 1) * a.variance + (b.n - 1) * b.variance) / (a.n + b.n - 2))

@@ -1,4 +1,4 @@
-"""A data report as one page, in the look of `rlhf.display.page`: findings where lint was asked, then each split's measures and figures."""
+"""A data report as one page in the style of `rlhf.display.page`: lint's findings if there are any, then each split's measures and figures."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ TEMPLATE = """\
 <div class="scroll"><table><thead><tr><th>splits</th><th>prompts</th><th>rows</th><th>share</th><th class="left">such as</th></tr></thead>
 <tbody>{% for pair, leak in report.leakage.items() %}<tr><td>{{ pair }}</td><td>{{ leak.prompts }}</td><td>{{ leak.rows }}</td><td>{{ percent(leak.share) }}</td>
 <td class="left place">{% for a, b in leak.examples %}{{ b }} = {{ a }}<br>{% endfor %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
-<p class="soft">Percentiles are nearest rank. Intervals are 95% (Wilson), and count pairs of one ranking as if they were independent.
-Prompts are compared without case and white space; near-duplicates are not looked for here.</p>
+<p class="soft">Percentiles are nearest rank. Intervals are 95% (Wilson); they take the pairs of one ranking as independent.
+Prompts are compared without case and white space. This page does not look for near-duplicates.</p>
 """
 
 PAGE = page(TEMPLATE, STYLE)
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page of a report of `measure`; with lint's findings where the report has them."""
+    """The page of a report of `measure`, with lint's findings if the report has them."""
     unit, limit = report["unit"], report["max_length"]
     whose = f" of {report['tokenizer']}" if report["tokenizer"] else ""
     method = f", as {report['method']} trains on it" if report["method"] else ""
@@ -73,6 +73,6 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> Markup:
-    """Text with what stands between backticks as code."""
+    """The text, with the parts between backticks as code."""
     parts = text.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else p for i, p in enumerate(parts))

@@ -1,8 +1,8 @@
-"""What a dataset says more than once: prompts, rows, answers, contradictory pairs; and prompts on both sides of a split.
+"""What a dataset says more than once: prompts, rows, answers, contradictory pairs, and prompts that two splits share.
 
-Texts are not kept: each row leaves 64-bit hashes (Python's SipHash, keyed anew in every process, so that no data can be made
-to collide) in arrays of 8 bytes an entry, and its place in runs of consecutive rows. Among 10 million rows two unequal
-texts have one hash with a probability of 3e-6. Near-duplicates are the business of the dedup step.
+No texts are kept. For each row, memory holds 64-bit hashes, and its file and number in runs of consecutive rows. The hash is Python's
+SipHash with a new key in every process, so nobody can make data whose hashes collide. Among 10 million rows, the probability that any
+two different texts have the same hash is 3e-6. The dedup step finds near-duplicates; this module does not.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy.typing as npt
 from rlhf.data.rows import Located, completions_of, text_of
 from rlhf.data.stats.chunk import Chunk
 
-SHARED_FROM = 5  # different prompts from which on an answer counts as shared: fewer can be chance among short answers
+SHARED_FROM = (
+    5  # an answer to this many different prompts counts as shared; with fewer, short answers are equal by chance
+)
 SHOWN = 5  # answers and leaks given as examples
-FREQUENT = 1024  # excerpts kept: any answer that makes up more than 1/1024 of all is among them
+FREQUENT = 1024  # excerpts kept: every answer that is more than 1/1024 of all is among them
 EXCERPT = 80  # characters
 LABELS = ("ranking", "scores", "label", "margin")
 
@@ -30,9 +32,9 @@ Hashes = npt.NDArray[np.int64]
 
 
 def normalised(prompt: str) -> str:
-    """A prompt without what does not make it another: case, kind and amount of white space, decomposed letters."""
+    """The prompt for comparison: differences of case, of white space, and of how accents are encoded are removed."""
     text = prompt.lower() if prompt.isascii() else unicodedata.normalize("NFC", prompt).casefold()
-    for space in _SPACES:  # replacing is three times as fast as splitting and joining
+    for space in _SPACES:  # three times as fast as splitting and joining
         text = text.replace(space, " ")
     while "  " in text:
         text = text.replace("  ", " ")
@@ -40,7 +42,7 @@ def normalised(prompt: str) -> str:
 
 
 class RowNames:
-    """`file:row` of the i-th row, as runs of consecutive rows of one file."""
+    """`file:row` of row i. Memory holds runs of consecutive rows of one file."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -81,17 +83,17 @@ class Frequent:
 
 
 class Repeats:
-    """Hash columns of one split."""
+    """The hashes of one split's texts."""
 
     def __init__(self) -> None:
-        self.places = RowNames()
+        self.names = RowNames()
         self._prompt, self._normal, self._row = array("q"), array("q"), array("q")
         self._pair, self._pair_at = array("q"), array("q")
         self._answer, self._answer_at = array("q"), array("q")
         self._excerpts = Frequent()
 
     def add(self, chunk: Chunk) -> None:
-        index = self.places.count
+        index = self.names.count
         answers_at: list[int] = []
         flat = [answer for answers in chunk.completions for answer in answers]
         hashes = list(map(hash, flat))
@@ -103,9 +105,9 @@ class Repeats:
             exact = [next(own) for _ in answers]
             answers_at += [i] * len(answers)
             whole = hash(prompt)
-            if not isinstance(data["prompt"], str):  # the words alone are not the row: roles and turns are part of it
+            if not isinstance(data["prompt"], str):  # messages are compared with their roles and turns
                 whole, exact = hash(text_of(data["prompt"])), [hash(text_of(c)) for c in completions_of(data)]
-            self.places.add(row)
+            self.names.add(row)
             self._prompt.append(whole)
             self._row.append(hash((whole, *exact, *(f"{k} {data[k]}" for k in LABELS if k in data))))
             if kind == "preference":
@@ -129,7 +131,7 @@ class Repeats:
         }
 
     def _repeated(self, column: array[int]) -> dict[str, Any]:
-        """{distinct, repeats: rows beyond the first of their like, largest, example: a row and its repeat}."""
+        """{distinct, repeats: rows that an earlier row equals, largest: how often the most frequent occurs, example: a row and its repeat}."""
         if not column:
             return {"distinct": 0, "repeats": 0, "largest": 0, "example": None}
         hashes = np.frombuffer(column, dtype=np.int64)
@@ -140,7 +142,7 @@ class Repeats:
             again[first] = False
             second = int(np.flatnonzero(again)[0])
             earlier = int(first[np.searchsorted(values, hashes[second])])
-            example = [self.places[earlier], self.places[second]]
+            example = [self.names[earlier], self.names[second]]
         return {
             "distinct": len(values),
             "repeats": len(hashes) - len(values),
@@ -149,7 +151,7 @@ class Repeats:
         }
 
     def _contradictory(self) -> dict[str, Any]:
-        """{pairs, rows, example}: the same two answers of the same prompt, each preferred to the other once."""
+        """{pairs, rows, example}: two answers to one prompt, each of them preferred to the other in some row."""
         if not self._pair:
             return {"pairs": 0, "rows": 0, "example": None}
         hashes = np.frombuffer(self._pair, dtype=np.int64)
@@ -159,11 +161,11 @@ class Repeats:
             return {"pairs": 0, "rows": 0, "example": None}
         rows = np.flatnonzero(np.isin(hashes >> 1, both))
         other = rows[(hashes[rows] ^ hashes[rows[0]]) == 1][0]  # the same pair the other way round
-        example = [self.places[self._pair_at[int(i)]] for i in (rows[0], other)]
+        example = [self.names[self._pair_at[int(i)]] for i in (rows[0], other)]
         return {"pairs": len(both), "rows": len(rows), "example": example}
 
     def _shared(self) -> dict[str, Any]:
-        """{completions, share, most}: completions whose very text answers `SHARED_FROM` different prompts or more."""
+        """{completions, share, most}: completions whose exact text answers `SHARED_FROM` different prompts or more."""
         if not self._answer:
             return {"completions": 0, "share": 0.0, "most": []}
         answers = np.frombuffer(self._answer, dtype=np.int64)
@@ -185,7 +187,7 @@ class Repeats:
                     "prompts": int(different[i]),
                     "completions": int(counts[i]),
                     "excerpt": self._excerpts.get(int(a[starts[i]])),
-                    "example": self.places[int(at[order[starts[i] : starts[i] + counts[i]]].min())],
+                    "example": self.names[int(at[order[starts[i] : starts[i] + counts[i]]].min())],
                 }
                 for i in most
             ],
@@ -204,7 +206,7 @@ def leakage(a: Repeats, b: Repeats) -> dict[str, Any]:
     hashes = b.normal[rows]
     examples = []
     for row, value in list(zip(rows.tolist(), hashes.tolist(), strict=True))[:SHOWN]:
-        examples.append([a.places[int(first[np.searchsorted(left, value)])], b.places[row]])
+        examples.append([a.names[int(first[np.searchsorted(left, value)])], b.names[row]])
     return {
         "prompts": len(np.unique(hashes)),
         "rows": len(rows),

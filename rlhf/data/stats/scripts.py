@@ -1,8 +1,7 @@
 """Which script a text is written in: Latin, Hangul, Han, Kana, Cyrillic, ..., mixed, or none.
 
-By Unicode blocks and letters alone, in bulk: a table from code point to script, one lookup a character. Han beside Kana counts
-as Kana and beside Hangul as Hangul, since Japanese and Korean are written in both. It tells scripts, not languages: French
-and English are both Latin.
+Only letters and their Unicode blocks decide: a table gives the script of each code point. Han letters beside Kana count as Kana, and beside
+Hangul as Hangul, since Japanese and Korean use Han too. The result is a script, not a language: French and English are both Latin.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlhf.data.stats.chunk import Chunk
+from rlhf.data.stats.chunk import Chunk, Tally
 from rlhf.data.stats.numbers import shares
 
 MIXED, NONE, OTHER = "mixed", "none", "other"
-DOMINANT = (
-    0.8  # share of a text's letters that one script needs; below it an English term or name is no longer just that
-)
+DOMINANT = 0.8  # the share of a text's letters that one script needs; the rest may be English terms and names
 
-# First and last code point of the blocks of a script; only letters in them count.
+# First and last code point of each block of a script. Only the letters in it count.
 BLOCKS: tuple[tuple[int, int, str], ...] = (
     (0x0041, 0x02B8, "Latin"),
     (0x0370, 0x03FF, "Greek"),
@@ -87,9 +84,9 @@ _WESTERN = re.compile(r"[^\W\d_]")
 
 @cache
 def _table() -> npt.NDArray[np.uint8]:
-    """Script number by code point: 0 for what is no letter, 1 for letters of scripts not listed."""
+    """The script's number for each code point: 0 if it is no letter, 1 if it is a letter of a script that is not listed."""
     table = np.zeros(0x110000, dtype=np.uint8)
-    # the planes above 0x1FFFF hold Han, and then nothing that text is written in
+    # the planes above 0x1FFFF hold Han, and no other letters
     letters = [c for c in range(0x20000) if unicodedata.category(chr(c))[0] == "L"]
     table[letters] = NAMES.index(OTHER)
     is_letter = table > 0
@@ -101,7 +98,7 @@ def _table() -> npt.NDArray[np.uint8]:
 
 
 def scripts_of(texts: Sequence[str]) -> list[str]:
-    """The script of each text: the one that `DOMINANT` of its letters are in, else `mixed`; `none` without a letter."""
+    """The script of each text: the one of at least `DOMINANT` of its letters, else `mixed`; `none` without a letter."""
     out = [_simple(text) for text in texts]
     wide = [i for i, script in enumerate(out) if script is None]
     if wide:
@@ -117,7 +114,7 @@ def scripts_of(texts: Sequence[str]) -> list[str]:
 
 
 def _simple(text: str) -> str | None:
-    """The script of a text in Western characters and signs only, which needs no table; None for any other."""
+    """The script of a text that has only Western characters and signs (no table is needed); None for other texts."""
     if not text.isascii():
         try:
             text.encode("cp1252")
@@ -128,7 +125,7 @@ def _simple(text: str) -> str | None:
 
 
 def _dominant(classes: bytes, there: Sequence[int]) -> str:
-    """The script of a text from its characters' classes, of which `there` may occur, the likely ones first."""
+    """The script of a text from the script numbers of its characters. Only those in `there` may occur; the most frequent come first."""
     letters = len(classes) - classes.count(NAMES.index(NONE))
     if not letters:
         return NONE
@@ -146,14 +143,13 @@ def _dominant(classes: bytes, there: Sequence[int]) -> str:
 
 
 class Scripts:
-    """Scripts of prompts and completions, and the rows that are answered in another script than they ask in."""
+    """Scripts of prompts and completions, and the rows whose completion is in another script than their prompt."""
 
     def __init__(self) -> None:
         self._prompts: Counter[str] = Counter()
         self._completions: Counter[str] = Counter()
         self._across: Counter[str] = Counter()
-        self._example: str | None = None
-        self._rows = 0
+        self._different = Tally()
 
     def add(self, chunk: Chunk) -> None:
         flat = [text for completions in chunk.completions for text in completions]
@@ -165,8 +161,7 @@ class Scripts:
             self._completions.update(theirs)
             other = {s for s in theirs if s != prompt and s not in (MIXED, NONE)}
             if other and prompt not in (MIXED, NONE):
-                self._rows += 1
-                self._example = self._example or f"{row.file}:{row.row}"
+                self._different.add(row)
                 self._across.update(f"{prompt} to {s}" for s in sorted(other))
 
     def report(self) -> dict[str, Any]:
@@ -174,5 +169,5 @@ class Scripts:
         return {
             "prompts": shares(self._prompts),
             "completions": shares(self._completions),
-            "different": {"rows": self._rows, "example": self._example, "by": dict(self._across.most_common())},
+            "different": self._different.report() | {"by": dict(self._across.most_common())},
         }

@@ -1,7 +1,7 @@
-"""Texts that are no answer, or more than one: nothing said, leaked templates, boilerplate, broken encodings.
+"""Texts with a flaw: no words, marks of a template, stock phrases, a broken encoding.
 
-Each flaw is a pattern that real data sets hold; a match is a hint with its place, not a verdict, and lint words it so.
-Prompts are searched only for what is wrong in a prompt too: `### Response:` belongs into an Alpaca prompt.
+Each flaw is a pattern that occurs in real data sets. A match is a hint, not proof. Prompts are searched only for flaws that are wrong in
+a prompt too: `### Response:`, for example, is right in an Alpaca prompt.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.data.formats.kochatgpt import unquoted
-from rlhf.data.stats.chunk import Chunk, side
+from rlhf.data.stats.chunk import Chunk, Tally, side
 
-AROUND = 30  # characters of text shown on either side of a match
+AROUND = 30  # characters of text shown before and after a match
 
 _SAID = re.compile(r"[^\W_]")
 _TEMPLATE = re.compile(
@@ -37,7 +37,7 @@ HTML, NEWLINE, REPLACEMENT, QUOTE = "html", "literal_newline", "replacement_char
 
 @dataclass(frozen=True)
 class Flaw:
-    """A pattern, and substrings of which any text that matches holds one: they are found far faster than the pattern."""
+    """A pattern, and substrings: every text that matches holds one of them, and they are found much faster than the pattern."""
 
     find: Callable[[str], tuple[int, int] | None]
     needs: tuple[str, ...] = ("",)
@@ -52,7 +52,7 @@ def _says_nothing(text: str) -> tuple[int, int] | None:
 
 
 def _literal_newline(text: str) -> tuple[int, int] | None:
-    at = text.find("\\n") if "\n" not in text else -1  # beside real line breaks it is more likely code
+    at = text.find("\\n") if "\n" not in text else -1  # in a text with real line breaks it is probably code
     return (at, at + 2) if at >= 0 else None
 
 
@@ -79,15 +79,13 @@ IN_COMPLETIONS: dict[str, Flaw] = {
 
 
 @dataclass
-class _Found:
-    rows: int = 0
+class _Found(Tally):
     by_side: Counter[str] = field(default_factory=Counter)
-    example: str | None = None
     excerpt: str | None = None
 
 
 class Texts:
-    """Flawed texts by flaw: how many rows, on which side, where the first is, and what it reads like."""
+    """Texts with a flaw, for each flaw: how many rows, on which side, where the first one is, and an excerpt of it."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         self._in_completions, self._in_prompts = dict(IN_COMPLETIONS), dict(IN_PROMPTS)
@@ -122,9 +120,9 @@ class Texts:
             rows.add(i)
             found.by_side[side_name] += 1
             if found.example is None:
-                found.example = f"{chunk.rows[i].file}:{chunk.rows[i].row}"
+                found.example = str(chunk.rows[i])
                 found.excerpt = text[max(0, span[0] - AROUND) : span[1] + AROUND]
 
     def report(self) -> dict[str, Any]:
-        """{flaw: {rows, by_side, example, excerpt}}, every flaw searched for, also where none was found."""
+        """{flaw: {rows, by_side, example, excerpt}} for every flaw, also if no text has it."""
         return {name: {**vars(found), "by_side": dict(found.by_side)} for name, found in self._found.items()}

@@ -127,7 +127,7 @@ def test_bands() -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(RecipeError, match=r"num_perm: 256 is too few .* threshold 0.01; it takes at least 688"):
+    with pytest.raises(RecipeError, match=r"num_perm: 256 is too few .* threshold 0.01; set it to 688 or more"):
         dedup(["a"], FAST.model_copy(update={"threshold": 0.01}))
     with pytest.raises(ValueError, match=r"permutation of 0\.\.1"):
         dedup(["a", "b"], FAST, order=np.array([0, 0]))

@@ -69,7 +69,7 @@ def test_nothing_at_all(tmp_path: Path, engine: str) -> None:
 def test_what_is_no_text(tmp_path: Path) -> None:
     with TextWriter(tmp_path / "a", 5) as writer:
         writer.write(pa.array(["a", "b"]))
-        with pytest.raises(DataError, match=r"a:4: null where a text belongs"):
+        with pytest.raises(DataError, match=r"a:4: there is a null in place of a text"):
             writer.write(pa.array(["c", None]))
         bad = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff"))
         with pytest.raises(DataError, match=r"after row 2: text that is not valid UTF-8"):

@@ -28,8 +28,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def find_model(name_or_path: str) -> str:
-    """The local folder of a model, or its hub name. Raises RecipeError for a path that is not there."""
+    """The local folder of a model, or its hub name; a run's folder means its `final/`.
+
+    Raises RecipeError for a path that is not there.
+    """
     path = resolve(name_or_path)
+    if (Path(path) / "final").is_dir():
+        return str(Path(path) / "final")
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise RecipeError(f"model.name_or_path: no such folder: {path} (has the stage that makes it been run?)")

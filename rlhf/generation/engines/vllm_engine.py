@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rlhf.errors import RecipeError, SetupError
-from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.encode import Encoder, base_and_adapter, located, named
 from rlhf.generation.engines.sampling import distinct_samples, last_line_pattern, refuse_unsupported, request_seed
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.synthesis import TextSampling, VllmSection
@@ -39,6 +39,7 @@ class VllmEngine:
             raise SetupError(f"engine {name}: vLLM is not installed; {INSTALL}, {APART}")
         path, adapter = located(name, section.model, section.adapter)
         self._encoder = named(name, lambda: Encoder(path, section.chat))
+        path, adapter = base_and_adapter(path, adapter)
         if adapter is not None:
             named(name, lambda: check_rank(adapter, section.max_lora_rank))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlhf.errors import DataError, SetupError
-from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.encode import Encoder, base_and_adapter, located, named
 from rlhf.generation.engines.openai_server import OpenaiServer
 from rlhf.generation.engines.sampling import refuse_unsupported
 from rlhf.generation.engines.vllm_engine import APART, INSTALL, check_rank, engine_options
@@ -62,6 +62,7 @@ class VllmServer:
         if adapter is not None:
             named(name, lambda: check_rank(adapter, section.max_lora_rank))
         self._encoder = named(name, lambda: Encoder(path, section.chat))
+        path, adapter = base_and_adapter(path, adapter)
         port = section.port or _free_port()
         self._log = Path(tempfile.mkdtemp(prefix="rlhf-vllm-")) / "server.log"
         self._process = _start(python, _arguments(section, path, adapter, port), self._log)

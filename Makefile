@@ -1,10 +1,15 @@
 # The verbs of this project; `make` alone lists them.
 VENV ?= .venv
 PYTEST_ARGS ?=
+MUTANTS ?=
+WORKERS ?= auto
 bin := $(VENV)/bin
+# One thread a worker: torch's own threads only get in each other's way here. More than 8 workers would need much memory.
+pytest := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(bin)/python -m pytest
+parallel := -n $(WORKERS) --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-vllm lint format types docs clean
+.PHONY: help venv quickstart smoke test test-slow test-vllm coverage mutants lint format types docs clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +20,11 @@ venv: ## make $(VENV), pinned by constraints.txt; quick when nothing changed
 quickstart: venv ## the whole pipeline on a laptop: data, SFT, reward, PPO, DPO, evaluation, report
 	HF_HUB_OFFLINE=1 $(bin)/rlhf run recipes/quickstart
 
-test: venv ## the quick tests; more flags in PYTEST_ARGS
-	HF_HUB_OFFLINE=1 $(bin)/python -m pytest $(PYTEST_ARGS)
+smoke: venv ## every layer once with a tiny model, in under a minute
+	$(pytest) -m smoke tests/smoke $(PYTEST_ARGS)
+
+test: venv ## the quick tests on all cores; more flags in PYTEST_ARGS, fewer workers with WORKERS=2
+	$(pytest) $(parallel) $(PYTEST_ARGS)
 
 test-slow: venv ## the slow tests: real training, kill and resume, two processes
 	HF_HUB_OFFLINE=1 $(bin)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -25,6 +33,12 @@ test-vllm: venv ## the tests of vLLM, in .venv-vllm; on a CPU through vLLM's bui
 	@PATH="$(abspath $(bin)):$$PATH" .ci/vllm_venv.sh .venv-vllm
 	$(bin)/python -c 'from rlhf.embedded import resolve; resolve("embedded:smollm2-135m-instruct")'
 	HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest -m vllm tests/vllm $(PYTEST_ARGS)
+
+coverage: venv ## the quick tests again, and how much of rlhf/ they run
+	$(pytest) $(parallel) --cov=rlhf --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+mutants: venv ## put small faults into the numerical core, each must fail a test; MUTANTS="--sample 12" for a few
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(bin)/python -m tests.mutants $(MUTANTS)
 
 lint: venv ## ruff, and the direction of imports
 	$(bin)/ruff check .

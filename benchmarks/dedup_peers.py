@@ -23,7 +23,10 @@ THRESHOLD, PERMUTATIONS, SIZE, MAX_CHARS = 0.8, 256, 5, 500
 
 
 def reference(texts: list[str]) -> list[int]:
-    """The seed recipe, word for word: one `update` a shingle, query, insert what was not found."""
+    """MinHash-LSH with the lab's settings, one `update` for each shingle. A text is inserted unless it finds a kept one.
+
+    The lab's own rule is another: it inserts all texts, then removes every later match of each, also of one that is removed itself.
+    """
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlhf.recipe.schema import METHODS
 from rlhf.recipe.sections import Recipe, Section
+from rlhf.recipe.walk import sections_in
 
 HEAD = """# Every key of every recipe
 
@@ -70,7 +72,7 @@ def default(field: FieldInfo) -> str:
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
-def block(section: type[Section]) -> str:
+def block(section: type[BaseModel]) -> str:
     """A section's heading, docstring and table."""
     about = (section.__doc__ or "").strip().replace("\n    ", " ")
     lines = [f"## {section.__name__}", "", about, "", "| key | what | range | default |", "|---|---|---|---|"]
@@ -79,21 +81,19 @@ def block(section: type[Section]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sections(t: Any, seen: list[type[Section]]) -> Iterator[type[Section]]:
+def all_sections(section: type[BaseModel], seen: list[type[BaseModel]]) -> Iterator[type[BaseModel]]:
     """A section and all that its keys can hold, each once."""
-    if isinstance(t, type) and issubclass(t, Section):
-        if t in seen:
-            return
-        seen.append(t)
-        yield t
-        for field in t.model_fields.values():
-            yield from sections(field.annotation, seen)
-    for part in get_args(t):
-        yield from sections(part, seen)
+    if section in seen:
+        return
+    seen.append(section)
+    yield section
+    for field in section.model_fields.values():
+        for inner in sections_in(field.annotation):
+            yield from all_sections(inner, seen)
 
 
 if __name__ == "__main__":
-    seen: list[type[Section]] = []
-    found = [section for method in METHODS.values() for section in sections(method, seen)]
+    seen: list[type[BaseModel]] = []
+    found = [section for method in METHODS.values() for section in all_sections(method, seen)]
     ordered = sorted(found, key=lambda section: not issubclass(section, Recipe))
     Path(__file__).with_name("recipes.md").write_text(HEAD + "\n".join(map(block, ordered)), encoding="utf-8")

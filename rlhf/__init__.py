@@ -1,4 +1,4 @@
-"""rlhf: from human rankings to a preference-tuned model, on one to eight GPUs or a laptop."""
+"""rlhf: from human rankings to a preference-tuned model."""
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `cli_data`."""
+"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `rlhf.cli.data`, those that print what is shipped in `rlhf.cli.reference`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from rlhf import __version__
-from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, refuse_other_methods, reported
+from rlhf.cli import reference
+from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, example, refuse_other_methods, reported
 from rlhf.cli.data import data_app
 from rlhf.errors import RecipeError
 
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="From human rankings to a preference-tuned model: data, SFT, reward, PPO, DPO, evaluation.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)
+app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
+app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)
 
 
 def main() -> None:
@@ -62,13 +65,24 @@ def options(version: Version = False, debug: Debug = False) -> None:
         os.environ["RLHF_DEBUG"] = "1"
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "rlhf train recipes/quickstart/1_sft.yaml",
+        "rlhf train dpo.yaml training.learning_rate=1e-5 output_dir=outputs/second",
+    )
+)
 def train(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Train a model: sft, reward, ppo or dpo."""
     carry_out(("train",), recipe, overrides, debug)
 
 
-@app.command("generate")
+@app.command(
+    "generate",
+    epilog=example(
+        "rlhf generate recipes/quickstart/2_generate.yaml",
+        "rlhf generate g.yaml --compare greedy,topp:0.9",
+    ),
+)
 def generate_command(
     recipe: RecipeFile, overrides: Overrides = None, compare: Compare = None, debug: Debug = False
 ) -> None:
@@ -86,13 +100,23 @@ def generate_command(
         compare_strategies(compare, cast("GenerateRecipe", loaded.recipe), console())
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    epilog=example(
+        "rlhf eval recipes/quickstart/7_eval.yaml",
+    ),
+)
 def eval_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Compare models and write a report."""
     carry_out(("eval",), recipe, overrides, debug)
 
 
-@app.command("run")
+@app.command(
+    "run",
+    epilog=example(
+        "rlhf run recipes/quickstart",
+    ),
+)
 def run_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of numbered recipes.", show_default=False)],
     debug: Debug = False,
@@ -109,18 +133,20 @@ def run_command(
         run_folder(folder)
 
 
-@app.command()
+@app.command(
+    epilog=example(
+        "rlhf check recipes/quickstart/5_dpo.yaml",
+    )
+)
 def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False) -> None:
     """Check a recipe without running it.
 
     Keys, values, files and callables; what earlier stages will make may be missing.
     """
     with reported(debug):
-        from rlhf.cli.check import check as check_names
-        from rlhf.recipe.loader import read
+        from rlhf.cli.check import read_and_check
 
-        loaded = read(recipe, overrides or ())
-        findings = check_names(loaded)
+        loaded, findings = read_and_check(recipe, overrides or ())
         if findings.problems:
             raise RecipeError(findings.problems)
         typer.echo(f"ok: {recipe} ({loaded.recipe.method})")
@@ -130,11 +156,16 @@ def check(recipe: RecipeFile, overrides: Overrides = None, debug: Debug = False)
             typer.echo(f"  note: {note}")
 
 
-@app.command("inspect")
+@app.command(
+    "inspect",
+    epilog=example(
+        "rlhf inspect recipes/quickstart/1_sft.yaml --rows 20",
+    ),
+)
 def inspect_command(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows of the first batch to show.")] = 4,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Rows to show, in the order of training.")] = 4,
     debug: Debug = False,
 ) -> None:
     """Show the rows and tokens that a recipe would train on, and check every row."""
@@ -147,7 +178,12 @@ def inspect_command(
         inspect(loaded, console(), rows)
 
 
-@app.command("chat")
+@app.command(
+    "chat",
+    epilog=example(
+        "rlhf chat outputs/quickstart/dpo",
+    ),
+)
 def chat_command(
     model: Annotated[
         str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder or a model.", show_default=False)
@@ -161,7 +197,12 @@ def chat_command(
         chat(model, console())
 
 
-@app.command("doctor")
+@app.command(
+    "doctor",
+    epilog=example(
+        "rlhf doctor",
+    ),
+)
 def doctor_command(debug: Debug = False) -> None:
     """Tell what this machine can do, and what it lacks."""
     with reported(debug):

@@ -1,6 +1,6 @@
 """What the commands of `rlhf` share: their arguments, and how an exception becomes one message and an exit code.
 
-Under `cli` and `cli_data`. Everything heavy is imported inside the commands, after the recipe was found to be good, so that a
+Used by every command. Everything heavy is imported inside the commands, after the recipe was found to be good, so that a
 typo is answered in a fraction of a second. Exit codes: 0 done; 1 failed at run time; 2 recipe or usage; 3 data; 4 environment
 or memory; 130 interrupted.
 """
@@ -25,7 +25,29 @@ if TYPE_CHECKING:
 
     from rlhf.recipe.loader import Loaded
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The YAML files, and the folders to look into, that begin with what was typed, for the shell."""
+    folder, _, start = incomplete.rpartition("/")
+    inside = Path(folder or (".", "/")[incomplete.startswith("/")])
+    entries = sorted(entry for entry in inside.iterdir() if entry.name.startswith(start)) if inside.is_dir() else []
+    prefix = incomplete[: len(incomplete) - len(start)]
+    return [
+        f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if (entry.is_dir() and not entry.name.startswith(".")) or entry.suffix in (".yaml", ".yml")
+    ]
+
+
+def example(*lines: str) -> str:
+    """The examples at the end of a command's --help; `\\b` keeps the lines as they are."""
+    return "\b\nExample" + ("s" if len(lines) > 1 else "") + ":\n" + "\n".join(f"  {line}" for line in lines)
+
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False, autocompletion=complete_recipe),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, reported
+from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, example, reported
 from rlhf.errors import RecipeError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Engine = Enum("Engine", [(name, name) for name in ("fast", "exact", "datasketch", "ray")], type=str)
-Keep = Enum("Keep", [(name, name) for name in ("first", "longest")], type=str)
+
+class Engine(StrEnum):
+    """Of `dedup`."""
+
+    fast = "fast"
+    exact = "exact"
+    datasketch = "datasketch"
+    ray = "ray"
+
+
+class Keep(StrEnum):
+    """Which of two alike stays."""
+
+    first = "first"
+    longest = "longest"
+
 
 data_app = typer.Typer(help="Make datasets, and tell what is in them.", no_args_is_help=True)
 
@@ -48,7 +62,7 @@ Json = Annotated[
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as one page.", show_default=False)]
 
 
-@data_app.command("build")
+@data_app.command("build", epilog=example("rlhf data build recipes/stack_llama_2/0_data.yaml"))
 def data_build(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -59,7 +73,7 @@ def data_build(
     carry_out(("data", "build"), recipe, [*(overrides or ()), *(["strict=true"] if strict else [])], debug)
 
 
-@data_app.command("dedup")
+@data_app.command("dedup", epilog=example("rlhf data dedup rows.jsonl -o outputs/rows --column prompt"))
 def data_dedup(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to.", show_default=False)],
@@ -70,6 +84,9 @@ def data_dedup(
     column: Annotated[list[str] | None, typer.Option(help="What is compared (repeat it for several).")] = None,
     engine: Annotated[Engine, typer.Option(help="How near-duplicates are found.")] = Engine.fast,
     threshold: Annotated[float, typer.Option(min=0.01, max=1, help="Jaccard similarity that counts as alike.")] = 0.8,
+    num_perm: Annotated[int, typer.Option(min=1, help="Values of a text's sketch, at most.")] = 256,
+    shingle_size: Annotated[int, typer.Option(min=1, help="Characters of a shingle.")] = 5,
+    max_chars: Annotated[int, typer.Option(min=0, help="Characters compared; 0 compares whole texts.")] = 500,
     keep: Annotated[Keep, typer.Option(help="Which of those alike stays.")] = Keep.first,
     against: Annotated[
         list[str] | None, typer.Option(help="Take out what is like a row of this file instead.", show_default=False)
@@ -89,7 +106,14 @@ def data_dedup(
         if len(splits) > 1:
             raise RecipeError(f"{path} holds {', '.join(splits)}; say which, for example: split={next(iter(splits))}")
         (sources,) = splits.values()
-        match = {"column": column or ["prompt"], "engine": engine.value, "threshold": threshold}
+        match = {
+            "column": column or ["prompt"],
+            "engine": engine.value,
+            "threshold": threshold,
+            "num_perm": num_perm,
+            "shingle_size": shingle_size,
+            "max_chars": max_chars or None,
+        }
         others = {"against": [{"path": other} for other in against or ()]}
         step = {"decontaminate": match | others} if against else {"dedup": match | {"keep": keep.value}}
         recipe = {
@@ -103,7 +127,7 @@ def data_dedup(
         typer.echo(f"done: {output}")
 
 
-@data_app.command("cache")
+@data_app.command("cache", epilog=example("rlhf data cache --clean --older-than 30"))
 def data_cache(
     clean: Annotated[bool, typer.Option("--clean", help="Remove what is listed.")] = False,
     older_than: Annotated[float, typer.Option(min=0, metavar="DAYS", help="Only what is older.")] = 0,
@@ -121,7 +145,7 @@ def data_cache(
         typer.echo(f"{'removed ' if clean else ''}{len(found)} in {token_cache.root()}, {size:,.1f} MB")
 
 
-@data_app.command("stats")
+@data_app.command("stats", epilog=example("rlhf data stats rows.jsonl --html stats.html"))
 def data_stats(
     target: Target,
     overrides: Changes = None,
@@ -140,7 +164,7 @@ def data_stats(
         _write(report, json, html)
 
 
-@data_app.command("lint")
+@data_app.command("lint", epilog=example("rlhf data lint rows.jsonl"))
 def data_lint(
     target: Target,
     overrides: Changes = None,

@@ -77,8 +77,7 @@ def run_folder(folder: str | Path, console: Console | None = None) -> None:
 
 def read_stages(folder: Path) -> list[Stage]:
     """The folder's recipes in numeric order, all of them checked. Raises RecipeError with the problems of all."""
-    from rlhf.cli.check import check
-    from rlhf.recipe.loader import read
+    from rlhf.cli.check import read_and_check
 
     if folder.is_file():
         raise RecipeError(f"{folder}: rlhf run takes a folder; for one recipe: rlhf train {folder}")
@@ -98,11 +97,12 @@ def read_stages(folder: Path) -> list[Stage]:
     owners: dict[str, Path] = {}
     for _, file in sorted(numbered):
         try:
-            stage = Stage(file, read(file))
+            loaded, found = read_and_check(file, made=owners)
         except RecipeError as error:
             problems.extend(error.problems)
             continue
-        problems.extend(check(stage.loaded, made=owners).problems)
+        stage = Stage(file, loaded)
+        problems.extend(found.problems)
         output_dir = os.path.normpath(stage.recipe.output_dir)
         if output_dir in owners:
             place = stage.loaded.place(("output_dir",))

@@ -1,14 +1,14 @@
 """Blocks of canonical rows as Arrow tables, and a spill file of them: how `data` holds more rows than fit in memory.
 
-A block is a pyarrow Table of some thousand rows of one kind: the canonical columns (see `tables`), and three of where each came from:
+A block is a pyarrow Table of some thousand rows of one kind: the canonical columns (see `parquet_rows`), and three columns that say where each row came from:
 
     _file  string (dictionary)   the source file
     _row   int64                 its place there (see `Located`)
     _unit  int64                 rows that share it stand for one thing: the pairs of one ranking, the rows of one group
 
 A `Spill` takes blocks in order into a file and gives them back, whole or only some columns, as often as asked. The memory used is that of
-one block. Different from `datasets.Dataset`: nothing is cached behind a fingerprint, and steps select rows by a mask over the spill
-instead of writing it again.
+one block. Unlike `datasets.Dataset`, it caches nothing; and a step selects rows by a mask over the spill, it does not write
+them again.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Spill:
 
 
 def shape_of_block(block: pa.Table) -> tuple[str, str]:
-    """(kind, form) of a block's rows, as `tables.shape_of` says of one row."""
+    """(kind, form) of a block's rows, as `parquet_rows.shape_of` says of one row."""
     is_text = pa.types.is_string(block.schema.field("prompt").type)
     return kind_of(dict.fromkeys(block.column_names)), "text" if is_text else "messages"
 

@@ -5,10 +5,10 @@
     output_dir/removed.jsonl                                       what dedup and decontaminate removed, each with its witness
     output_dir/report.json                                         rows in, rows out, dropped by reason, source by source and step by step
 
-The rows go through a file (`blocks.Spill`), so memory does not grow with their number. The balance is asserted, not hoped for: sources
+The rows go through a file (`blocks.Spill`), so memory does not grow with their number. The balance is asserted: sources
 and dedup and split have rows_in = rows_out + dropped; `pairs` expands, so it has rankings_in = rankings_with_pairs +
 rankings_without_pairs and candidate_pairs = pairs_out + dropped_pairs; and in all, rows_in + expanded = rows_out + dropped. The
-folder is the last build's until the new one is whole (`output.replacing`).
+folder stays the last build's until the new one is whole (`build_folder.replacing`).
 """
 
 from __future__ import annotations

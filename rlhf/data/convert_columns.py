@@ -1,8 +1,8 @@
-"""Tables to canonical rows a column at a time: the fast path of `load` for parquet and arrow files of plain text columns.
+"""Whole columns to canonical rows at once: the fast path of `load` for parquet and arrow files of plain text columns.
 
-A format that only renames columns and puts text around them needs no Python per row. What a row could be refused for is looked
-for in whole columns at once (null, blank, a NUL, equal sides, bytes that are no UTF-8); a row in doubt goes through `formats.convert` like any
-other, which alone decides and says why. So the result is the row-by-row one, only sooner: tested row by row against it.
+A format that only renames columns and puts text around them needs no Python code for each row. Whole columns are searched for what could
+make a row bad (null, blank, a NUL, equal sides, invalid UTF-8). A row in doubt goes through `formats.convert`, which alone decides and gives
+the reason. So the result is the same as row by row, only sooner; a test compares the two.
 """
 
 from __future__ import annotations

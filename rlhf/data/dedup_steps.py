@@ -39,7 +39,7 @@ class Units:
         return int(self.first.sum())
 
 
-class Places:
+class UnitPlaces:
     """(file, row) of many rows in little memory."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Places:
         self._codes.append(codes[encoded.indices.to_numpy()].astype(np.int32))
         self._rows.append(block.column("_row").to_numpy())
 
-    def done(self) -> Places:
+    def done(self) -> UnitPlaces:
         self._names = list(self._files)
         self._codes, self._rows = [np.concatenate(self._codes)], [np.concatenate(self._rows)]
         return self
@@ -66,7 +66,7 @@ class Places:
 def remove_duplicates(rows: Rows, step: DedupStep, scratch: Path, removed: TextIO) -> tuple[Rows, dict[str, Any]]:
     """The rows without near-duplicates, and the step's report; what goes is written to `removed`, each with its witness."""
     units = _prepare(rows, step, "dedup")
-    texts, places = _texts(rows, units, step, scratch, Places(), "dedup")
+    texts, places = _texts(rows, units, step, scratch, UnitPlaces(), "dedup")
     found = dedup(texts, step, order=_order(rows, units, step))
     return _apply(rows, units, found, texts, places.done(), 0, step, "dedup", removed)
 
@@ -76,7 +76,7 @@ def remove_matches(
 ) -> tuple[Rows, dict[str, Any]]:
     """The rows without near-duplicates of a row of `step.against`, and the step's report."""
     units = _prepare(rows, step, "decontaminate")
-    places = Places()
+    places = UnitPlaces()
     stream = Stream(step.against, seed=seed)
     writer = TextWriter(scratch, None if step.engine == "exact" else step.max_chars)
     reference = 0
@@ -119,10 +119,10 @@ def _texts(
     units: Units,
     step: MatchSection,
     scratch: Path,
-    places: Places,
+    places: UnitPlaces,
     key: str,
     writer: TextWriter | None = None,
-) -> tuple[Texts, Places]:
+) -> tuple[Texts, UnitPlaces]:
     writer = writer or TextWriter(scratch, None if step.engine == "exact" else step.max_chars)
     start = 0
     for block in rows.blocks(step.column):
@@ -163,7 +163,7 @@ def _apply(
     units: Units,
     found: Removals,
     texts: Texts,
-    places: Places,
+    places: UnitPlaces,
     reference: int,
     step: MatchSection,
     name: str,

@@ -1,13 +1,14 @@
-"""Sources to canonical rows, with an account of every row: what each later stage of data starts from.
+"""Sources to canonical rows, with an account of every row. Every later step starts from these rows.
 
-Joins `sources`, `recognise` and `formats`; tables of plain text columns take the fast path of `columnar`. A `Stream` is read once and
-holds a block of rows at a time. For every source `rows_in + repeated = rows_out + dropped`, by reason, checked here.
+Joins `sources`, `recognise_format` and `formats`. Parquet and arrow files whose columns are plain text take the fast path of `convert_columns`.
+A `Stream` is read once and holds one block of rows at a time. For every source, `rows_in + repeated = rows_out + dropped`; this is
+checked here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 class Stream:
     """Canonical rows of sources in order, once: by iteration row by row, or with `blocks` as Arrow tables.
 
-    Afterwards `.sources` holds, per source, {path, format, recognised, kind, rows_in, rows_out, repeated, dropped}. Raises DataError when
-    not one usable row was found, and why (unless `needs_rows` is off), and whatever `sources` and `recognise` raise.
+    `kinds` are the kinds of row that the method takes: they decide where a file's columns can be read in two ways. Afterwards `.sources`
+    holds, for each source, {path, format, recognised, kind, rows_in, rows_out, repeated, dropped}. Raises DataError, with the reasons, when
+    no row can be used (unless `needs_rows` is off), and whatever `sources` and `recognise_format` raise.
     """
 
     def __init__(
@@ -39,11 +41,12 @@ class Stream:
         *,
         seed: int = 0,
         quarantine: Quarantine | None = None,
+        kinds: Collection[str] | None = None,
         needs_rows: bool = True,
     ) -> None:
         self.quarantine = Quarantine() if quarantine is None else quarantine
         self.sources: list[dict[str, Any]] = []
-        self._from, self._seed, self._needs_rows = sources, seed, needs_rows
+        self._from, self._seed, self._kinds, self._needs_rows = sources, seed, kinds, needs_rows
         self._units = 0
 
     @property
@@ -138,7 +141,7 @@ class Stream:
                 yield self._rows(number, chunk, format, source)
 
     def _format(self, head: list[Located], source: SourceSection, report: dict[str, Any]) -> Format:
-        format = choose(head, source)
+        format = choose(head, source, self._kinds)
         report |= {"format": format, "recognised": source.format is None}
         return format
 

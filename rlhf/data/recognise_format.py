@@ -1,23 +1,24 @@
-"""Which format a file has, from its columns; and, where none fits, a `columns:` line to paste.
+"""Which format a file has, told from its columns. Where no format fits, the error holds a `columns:` line to paste.
 
-Between `sources` and `formats`. A guess is made only where the columns leave one reading; where they could mean two
-things (a prompt, a completion and a label of 0 or 1: a KTO row, or a class that means something else) the recipe must say which.
+Used by `load`, between `sources` (raw rows) and `formats` (canonical rows). A format is taken only where the columns leave one
+reading, or where the method takes the rows of one reading only. In every other case the recipe must say `format:`. An example with
+two readings: a prompt, a completion and a label of 0 or 1 may be a KTO row, or a row of two classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from rlhf.data.formats import SPECS, Fields
+from rlhf.data.formats import SPECS, Fields, convert
 from rlhf.data.formats.fields import as_boolean, is_judgement
 from rlhf.data.formats.orders import RANKS
 from rlhf.data.formats.templates import check
-from rlhf.data.rows import Located
+from rlhf.data.rows import Kind, Located, Row, kind_of
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
 
-SAMPLE = 100  # rows looked at: the first of a file may lack a column
+SAMPLE = 100  # rows that are looked at: a file's first row may lack a column
 
 _SYNONYMS = {
     "prompt": ("prompt", "question", "instruction", "query", "q", "input", "conversations", "text"),
@@ -35,15 +36,22 @@ _SYNONYMS = {
     "response1": ("response1", "response_1", "answer1", "response_a"),
     "response2": ("response2", "response_2", "answer2", "response_b"),
 }
-# Said in this order where nothing fits and nothing can be guessed.
-_GENERAL: tuple[Format, ...] = ("preference", "scored", "unpaired", "demonstration", "prompt")
+# The formats that any file can be mapped to, and the kind of row that each makes. An error lists them in this order.
+_GENERAL: Mapping[Format, Kind] = {
+    "preference": "preference",
+    "scored": "ranking",
+    "unpaired": "unpaired",
+    "demonstration": "demonstration",
+    "prompt": "prompt",
+}
 
 
-def choose(rows: Sequence[Located], source: SourceSection) -> Format:
-    """The source's format: the one it names, checked against its columns, or the one that they show.
+def choose(rows: Sequence[Located], source: SourceSection, kinds: Collection[str] | None = None) -> Format:
+    """The source's format: the one that it names, checked against the columns, or the one that the columns show.
 
-    The columns are those that any of the rows (the source's first `SAMPLE`) has. Raises DataError listing the columns found, the columns
-    needed and a `columns:` line to go on from, or the formats between which to choose; RecipeError for a template that does not fit.
+    `rows` are the source's first `SAMPLE` rows; a column counts when any of them has it. `kinds` are the kinds of row that the method
+    takes, None where any kind is good. Raises DataError with the columns found, the columns needed and a `columns:` line to
+    start from, or with the formats to choose between. Raises RecipeError for a template that the format cannot fill.
     """
     _check_mapping(rows, source)
     f = _merged(rows, source)
@@ -52,16 +60,49 @@ def choose(rows: Sequence[Located], source: SourceSection) -> Format:
     if source.format:
         fitting = [source.format] if _has_columns(f, source.format) else []
     else:
-        fitting = [format for format, spec in SPECS.items() if spec.fits and _has_columns(f, format) and spec.fits(f)]
-    if not fitting:
-        raise _refusal(f, rows, source)
+        fitting = _fitting(f)
+        if len(fitting) > 1 and kinds:
+            fitting = _taken(fitting, rows, source, kinds)
+    if not fitting or _is_pair_beside_answer(f, source, kinds):
+        raise _refusal(f, rows, source, kinds)
     if len(fitting) > 1:
         readings = " or ".join(f"format: {format}" for format in fitting)
         raise DataError(source.path, f"the columns {_found(rows)} can be read in {len(fitting)} ways; say {readings}")
-    if source.template is not None:
-        spec = SPECS[fitting[0]]
-        check(source.template, spec.template, spec.presets, f"{source.path} (format {fitting[0]})")
+    check(source, SPECS[fitting[0]], fitting[0])
     return fitting[0]
+
+
+def _fitting(f: Fields) -> list[Format]:
+    """The formats whose columns are there, and against which nothing else in the row speaks."""
+    return [format for format, spec in SPECS.items() if spec.fits and _has_columns(f, format) and spec.fits(f)]
+
+
+def _taken(
+    fitting: list[Format], rows: Sequence[Located], source: SourceSection, kinds: Collection[str]
+) -> list[Format]:
+    """Those of the formats whose rows the method takes; the first, where only prompts are wanted and all give the same prompt."""
+    made = {format: row for format in fitting if (row := _first_row(rows, format, source)) is not None}
+    if taken := [format for format, row in made.items() if kind_of(row) in kinds]:
+        return taken
+    if "prompt" in kinds and made and all(row["prompt"] == made[fitting[0]]["prompt"] for row in made.values()):
+        return fitting[:1]
+    return fitting
+
+
+def _first_row(rows: Sequence[Located], format: Format, source: SourceSection) -> Row | None:
+    """The first row that the format can convert."""
+    for row in rows:
+        try:
+            return convert(row, format, source)
+        except DataError:
+            continue
+    return None
+
+
+def _is_pair_beside_answer(f: Fields, source: SourceSection, kinds: Collection[str] | None) -> bool:
+    """Whether an instruction has both an answer and a pair, and neither the recipe nor the method says which is meant."""
+    both = f.has("instruction") and f.has("output") and f.has("chosen") and f.has("rejected")
+    return both and source.format is None and not (kinds and "preference" in kinds)
 
 
 def _merged(rows: Sequence[Located], source: SourceSection) -> Fields:
@@ -72,7 +113,7 @@ def _merged(rows: Sequence[Located], source: SourceSection) -> Fields:
         for name, value in row.data.items():
             if data.get(name) is None or (name == label and _weight(value) > _weight(data[name])):
                 data[name] = value
-    return Fields(Located(source.path, 1, data), source.columns, source.template)
+    return Fields(Located(source.path, 1, data), source.columns)
 
 
 def _weight(label: Any) -> int:
@@ -104,24 +145,44 @@ def _found(rows: Sequence[Located]) -> str:
     return ", ".join(dict.fromkeys(name for row in rows for name in row.data)) or "none"
 
 
-def _refusal(f: Fields, rows: Sequence[Located], source: SourceSection) -> DataError:
+def _refusal(f: Fields, rows: Sequence[Located], source: SourceSection, kinds: Collection[str] | None) -> DataError:
+    """Why no format is taken: the columns found, those needed, and a `columns:` line to start from."""
     found = _found(rows)
+    candidates: Sequence[Format]
     if source.format:
         said = f"format {source.format} needs the columns {_needed(source.format)}; found {found}"
-        candidates: Sequence[Format] = [source.format]
-        if fits := [format for format, s in SPECS.items() if s.fits and _has_columns(f, format) and s.fits(f)]:
+        candidates = [source.format]
+        if fits := _fitting(f):
             return DataError(source.path, f"{said}. These are the columns of format: {' or '.join(fits)}")
-    else:
-        needs = "; ".join(f"{format}: {_needed(format)}" for format in _GENERAL)
-        said = (
-            f"no format fits the columns found: {found}; the general ones need {needs} (all formats: docs/formats.md)"
+    elif _is_pair_beside_answer(f, source, kinds):
+        return DataError(
+            source.path,
+            f"the columns {found} hold both an answer (output) and a pair (chosen, rejected). Say format: alpaca to read the "
+            "pairs (SFT then trains on chosen); to read the answers instead, take chosen and rejected out of the file",
         )
-        candidates = [format for format in _GENERAL if format != "unpaired"]
-        if f.has("instruction") and f.has("chosen"):
+    else:
+        candidates = [format for format, kind in _GENERAL.items() if kinds is None or kind in kinds] or list(_GENERAL)
+        needs = "; ".join(f"{format}: {_needed(format)}" for format in candidates)
+        takes = f" of {' or '.join(sorted(kinds))} rows, which this method takes" if kinds else ""
+        said = f"no format fits the columns found: {found}; the general ones{takes} need {needs} (all formats: docs/formats.md)"
+        if f.has("instruction") and f.has("chosen") and "preference" in candidates:
             candidates = ["alpaca"]
+        elif line := _best_first(f.data):
+            return DataError(source.path, f"{said}. If the answers are listed from best to worst, say\n  {line}")
     return DataError(
         source.path, f"{said}. Say which column is which, for example\n  {_suggestion(candidates, f.data)}"
     )
+
+
+def _best_first(data: Mapping[str, Any]) -> str | None:
+    """The `columns:` line of a prompt with a list of answers and nothing that ranks them, such as {prompt, response: [...]}."""
+    lower = {c.lower(): c for c in data}
+    prompt = next((lower[s] for s in _SYNONYMS["prompt"] if isinstance(data.get(lower.get(s, "")), str)), None)
+    for name in (*_SYNONYMS["completions"], *_SYNONYMS["completion"]):
+        value = data.get(lower.get(name, ""))
+        if prompt and isinstance(value, list) and len(value) > 1 and all(isinstance(v, str) for v in value):
+            return _line("ranking", {"prompt": prompt, "best_first": lower[name]})
+    return None
 
 
 def _needed(format: Format) -> str:
@@ -129,14 +190,16 @@ def _needed(format: Format) -> str:
 
 
 def _suggestion(candidates: Sequence[Format], data: Mapping[str, Any]) -> str:
-    """A `columns:` line: the first candidate whose every column can be guessed, else one with gaps to fill."""
+    """A `columns:` line: of the first candidate whose columns can all be guessed, else a line with gaps to fill."""
     lower = {c.lower(): c for c in data}
     for format in candidates:
+        if format == "unpaired" and len(candidates) > 1:
+            continue  # a column that is called label may hold classes
         for names in SPECS[format].needs:
             guess = {n: next((lower[s] for s in _SYNONYMS.get(n, (n,)) if s in lower), None) for n in names}
             if all(guess.values()) and len(set(guess.values())) == len(guess):
                 return _line(format, guess)
-    format = candidates[0] if len(candidates) == 1 else "demonstration"
+    format = "demonstration" if "demonstration" in candidates else candidates[0]
     names = SPECS[format].needs[0]
     return _line(format, {n: n if n in data else f"<the column that holds it: {n}>" for n in names})
 

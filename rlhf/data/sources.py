@@ -1,10 +1,10 @@
 """Where rows come from: files, globs, folders of parquet or arrow splits, and `embedded:NAME`.
 
-The first step of the pipeline: a recipe's SourceSection becomes located raw rows. The file formats are in `textfiles`;
-tables in `tablefiles`. `rows_in = rows read + rows quarantined`, for every file.
+The first step of the pipeline: a recipe's SourceSection becomes located raw rows. `readers` has a module for each kind of file.
+For every file, `rows_in = rows read + rows quarantined`.
 
-Unlike `datasets.load_dataset` there is no cache to go stale, no script to run, no schema guessed from the first block, and
-a bad row costs itself only.
+Unlike `datasets.load_dataset`, it keeps no cache, runs no script and guesses no schema from the first block. Where a row is bad, only
+that row is lost.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The look of every page that rlhf writes (reports of evaluations and of data): a jinja environment that escapes everything, and a style.
+"""What every page that rlhf writes has in common (reports of evaluations and of data): the head, the style, the title.
 
 A page is one file: no script, no font, no outside resource. It follows the reader's light or dark theme, and prints.
 """
 
 from __future__ import annotations
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 STYLE = """
@@ -63,5 +63,23 @@ code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   white-space: normal; } }
 """
 
+HEAD = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>{{ style }}</style>
+</head>
+<body><main>
+<h1>{{ title }}</h1>
+<p class="soft">{{ subtitle }}</p>
+"""
+
 ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-CSS = Markup(STYLE)
+
+
+def page(body: str, style: str = "") -> Template:
+    """A jinja template of a whole page; it escapes everything. Render it with `title`, `subtitle` and what `body` names."""
+    return ENVIRONMENT.from_string(f"{HEAD}{body}</main></body></html>\n", globals={"style": Markup(STYLE + style)})

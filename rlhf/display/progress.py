@@ -53,3 +53,8 @@ class ProgressBar:
             left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
             line = f"{self._title} {done}/{self._total}  eta {int(left) // 60}:{int(left) % 60:02d}  {headline}"
             self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def say(console: Console, what: str) -> None:
+    """One line for work that has no bar of its own: what is done now."""
+    console.print(f"{what} ...", markup=False, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 
 from rlhf.errors import RecipeError, SetupError
@@ -16,18 +17,20 @@ from rlhf.runs import cache, manifest
 
 PREFIX = "embedded:"
 NAMES = (f"{PREFIX}smollm2-135m-instruct", f"{PREFIX}film-reviews", f"{PREFIX}gemma3-270m")
+HUB_NAMES = {NAMES[0]: "HuggingFaceTB/SmolLM2-135M-Instruct", NAMES[2]: "google/gemma-3-270m"}
 OPT_IN = {NAMES[2]: "opt-in, under the Gemma Terms of Use"}
 
 
 def resolve(name_or_path: str) -> str:
-    """The local folder behind `embedded:NAME`; any other string comes back as it is.
+    """The local folder behind `embedded:NAME`; a run's folder becomes its `final/`; any other string comes back as it is.
 
     A model is a Hugging Face folder (bfloat16 safetensors, tokenizer, chat template if it has one); the data a folder with
     `train/*.parquet` and `test/*.parquet` of {prompt, completion}. Made on first use, verified on every use.
     Raises RecipeError for an unknown name, SetupError when a package that it is made from is missing.
     """
     if not name_or_path.startswith(PREFIX):
-        return name_or_path
+        final = os.path.join(name_or_path, "final")
+        return final if os.path.isdir(final) else name_or_path  # isdir: False for what cannot be a path
     if name_or_path == NAMES[0]:
         from rlhf.embedded import smollm2
 
@@ -41,6 +44,11 @@ def resolve(name_or_path: str) -> str:
 
         return str(cache.folder("gemma3-270m", gemma3.VERSION, gemma3.convert))
     raise RecipeError(unknown(name_or_path))
+
+
+def hub_name(name_or_path: str) -> str:
+    """The name under which others find a model: an embedded model's on the hub; any other comes back as it is."""
+    return HUB_NAMES.get(name_or_path, name_or_path)
 
 
 def unknown(name: str) -> str:

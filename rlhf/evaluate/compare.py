@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.errors import RlhfError
-from rlhf.generation.scorers import import_callable
+from rlhf.recipe.callables import import_callable
 from rlhf.recipe.schema import PairJudgeSection
 
 

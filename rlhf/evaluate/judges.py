@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_ju
 from rlhf.evaluate.preferences import check_reward_model
 from rlhf.evaluate.sampling import Answers
 from rlhf.generation.scorers import load_scorers
+from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.recipe.sections import ScorerSection
 
@@ -56,8 +56,8 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
 
 
 def judge_card(callable_path: str) -> dict[str, Any] | None:
-    """What the callable's (imported) module says of it through `judge_card(path)`; None where it has no such function."""
-    function = getattr(sys.modules.get(callable_path.split(":")[0]), "judge_card", None)
+    """What the callable's module says of it through `judge_card(path)`; None where it has no such function."""
+    function = getattr(import_module(callable_path), "judge_card", None)
     return None if function is None else dict(function(callable_path))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.display.page import CSS, ENVIRONMENT
+from rlhf.display.page import page
 
 TEMPLATE = """\
 {%- macro dot(name) -%}<span class="dot" style="background: {{ tint[name] }}"></span>{{ name }}{%- endmacro -%}
@@ -11,17 +11,6 @@ TEMPLATE = """\
 {% for title, svg in list %}<figure><figcaption>{{ title }}</figcaption>{{ svg }}</figure>
 {% endfor %}</div>
 {%- endmacro -%}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ style }}</style>
-</head>
-<body><main>
-<h1>{{ title }}</h1>
-<p class="soft">{{ subtitle }}</p>
 {% if report.findings %}<ul class="findings">{% for line in report.findings %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}
 {% if report.notes %}<ul class="notes">{% for note in report.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
 
@@ -99,8 +88,6 @@ log π(y) − log π<sub>ref</sub>(y).</p>
 <details><summary>Sampling, template and prompts</summary><pre>{{ settings }}</pre></details>
 {% for r in runs if r.recipe %}<details><summary>Recipe of {{ r.folder }}</summary><pre>{{ r.recipe }}</pre></details>
 {% endfor %}
-</main></body></html>
 """
 
-PAGE = ENVIRONMENT.from_string(TEMPLATE)
-__all__ = ["CSS", "PAGE"]
+PAGE = page(TEMPLATE)

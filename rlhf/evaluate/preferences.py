@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.embedded import resolve
-from rlhf.errors import RecipeError
+from rlhf.errors import DataError, RecipeError
 from rlhf.evaluate import measures
 from rlhf.models.load import is_reward_model, load_scalar_model
 from rlhf.recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
@@ -43,11 +40,23 @@ def load_pairs(
     *,
     seed: int,
 ) -> Pairs:
-    """Preference rows as one tokenizer sees them; those longer than the model's context are left out and counted."""
+    """Held-out pairs as one tokenizer sees them; rows longer than the model's context are left out and counted.
+
+    A ranking gives every pair of its completions, the better one as chosen.
+    """
     section = DataSection(train=list(sources), template=template, max_length=context or UNLIMITED, on_overflow="drop")
-    rows = tokenize(section, tokenizer, {"preference"}, seed=seed)
-    segments = list(rows.segments)
+    rows = tokenize(section, tokenizer, {"preference", "ranking"}, seed=seed)
+    segments = [pair for ranking in rows.segments for pair in pairs_of(ranking)]
+    if not segments:
+        raise DataError(sources[0].path, "no held-out pairs: in every row all completions are tied")
     return Pairs(segments, [tuple(segment.prompt_ids) for segment in segments], rows.report)
+
+
+def pairs_of(ranking: Segment) -> list[Segment]:
+    """Every pair of completions of which one is better, that one first; tied completions make no pair."""
+    ids, grades = ranking.completion_ids, ranking.grades
+    places = range(len(ids))
+    return [Segment(ranking.prompt_ids, [ids[i], ids[j]]) for i in places for j in places if grades[i] > grades[j]]
 
 
 def reward_accuracy(
@@ -105,13 +114,3 @@ def check_reward_model(name_or_path: str) -> None:
         raise RecipeError(
             f"{name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
         )
-
-
-def template_differs(name_or_path: str, template: TemplateSection) -> bool:
-    """Whether the model's lineage names another template than the one it is about to be measured with."""
-    lineage = Path(resolve(name_or_path)) / "lineage.json"
-    try:
-        trained = json.loads(lineage.read_text(encoding="utf-8"))["template"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return bool(TemplateSection.model_validate(trained) != template)

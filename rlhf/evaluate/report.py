@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from rlhf.evaluate import curves, plots
 from rlhf.evaluate.console import NOTHING, number, percent, plus_minus
-from rlhf.evaluate.page import CSS, PAGE
+from rlhf.evaluate.page import PAGE
 from rlhf.evaluate.runs import Run
 from rlhf.runs.manifest import write_atomically
 
@@ -37,7 +37,6 @@ def render(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], runs: S
     return PAGE.render(
         title=_title(models),
         subtitle=_subtitle(report),
-        style=CSS,
         report=report,
         models=models,
         reference=models[0]["name"],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,19 @@ import torch
 from rich.console import Console
 
 from rlhf import __version__
-from rlhf.errors import RecipeError
+from rlhf.display.progress import say
 from rlhf.evaluate.console import print_report
-from rlhf.evaluate.judges import compare_all, load_judges, score_all
-from rlhf.evaluate.preferences import Pairs, reward_accuracy, template_differs
+from rlhf.evaluate.judges import Judges, compare_all, load_judges, score_all
+from rlhf.evaluate.preferences import Pairs, reward_accuracy
 from rlhf.evaluate.report import write_html
 from rlhf.evaluate.runs import notes_of, runs_of
 from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
+from rlhf.generation.launcher import one_process
+from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
+from rlhf.tokens.recipe_rows import with_template
 
 
 def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
@@ -37,23 +39,29 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
 
     Raises RecipeError and DataError before anything is sampled, RlhfError for a judge that gives no usable answer.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("rlhf eval runs in one process: start it without a launcher")
+    one_process("rlhf eval")
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    recipe = with_template(recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    reference = load_reference(recipe, device)
+    console = Console(stderr=True)
+    reference = load_reference(recipe, device, console)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs
+    say(console, "loading the judges")
     judges = load_judges(recipe, tokenizer)
-    everyone = list(answers(recipe, reference, device, Console(stderr=True)))
+    everyone = list(answers(recipe, reference, device, console))
     del reference
     gc.collect()  # the policies are done with: their memory is the reward models' now
 
+    say(console, f"scoring with {', '.join(s.label for s in judges.scorers)}")
     scores = score_all(judges, everyone, tokenizer, bf16=recipe.dtype == "bfloat16", device=device)
+    if judges.pair_judges:
+        say(console, f"comparing with {', '.join(judges.pair_judges)}")
     verdicts = compare_all(judges, everyone)
     models = summarise(everyone, scores, verdicts, pairs)
     preferences = None
     if recipe.reward_model is not None and recipe.preferences:
+        say(console, f"measuring {recipe.reward_model} on the held-out pairs")
         preferences = reward_accuracy(
             recipe.reward_model,
             recipe.preferences,
@@ -78,7 +86,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         "judges": judges.describe(recipe),
         "preferences": preferences,
         "runs": [run.as_dict() for run in runs],
-        "notes": _notes(recipe, everyone, pairs, preferences) + notes_of(runs),
+        "notes": _notes(recipe, judges, everyone, pairs, preferences) + notes_of(runs),
         "seconds": round(time.perf_counter() - began, 3),
     }
     rows = sample_rows(everyone, scores)
@@ -92,7 +100,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
 
 
 def _notes(
-    recipe: EvalRecipe, everyone: list[Answers], pairs: Pairs | None, preferences: dict[str, Any] | None
+    recipe: EvalRecipe, judges: Judges, everyone: list[Answers], pairs: Pairs | None, preferences: dict[str, Any] | None
 ) -> list[str]:
     """What a reader must know before trusting the numbers."""
     notes = [note for answers_ in everyone for note in answers_.notes]
@@ -106,8 +114,7 @@ def _notes(
         notes.append("preferences: without reward_model they measure only the policies' implicit rewards.")
     if recipe.reward_model is not None and not recipe.preferences:
         notes.append("reward_model: without preferences there are no held-out pairs to measure its accuracy on.")
-    if recipe.reward_model is not None and template_differs(recipe.reward_model, recipe.template):
-        notes.append("The reward model was trained with another template than this evaluation's.")
+    notes += template_warnings(judges.scorers, recipe.template)
     dropped = (preferences or {}).get("rows", pairs.report if pairs else {}).get("dropped")
     if dropped:
         notes.append("Held-out pairs left out: " + ", ".join(f"{n} x {why}" for why, n in dropped.items()) + ".")

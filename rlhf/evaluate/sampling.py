@@ -19,10 +19,11 @@ from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.data.rows import text_of
-from rlhf.display.progress import ProgressBar
-from rlhf.errors import RecipeError
+from rlhf.display.progress import ProgressBar, say
 from rlhf.evaluate.preferences import Pairs, load_pairs
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.context import check_context, config_context
+from rlhf.generation.engine import Completion, Engine
+from rlhf.generation.in_process import InProcessEngine, context_length
 from rlhf.generation.scorers import Sample
 from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
@@ -69,20 +70,23 @@ class Reference:
     pair_logprobs: NDArray[np.float64] | None  # [pairs, 2]
 
 
-def load_reference(recipe: EvalRecipe, device: str) -> Reference:
+def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Reference:
     """The reference with the prompts and pairs as its tokenizer sees them. Raises DataError, RecipeError."""
     name_or_path = recipe.models[0].name_or_path
     tokenizer = load_tokenizer(name_or_path)
     prompts = sampling_prompts(recipe, tokenizer)
+    longest = max(len(ids) for _, ids in prompts)
+    for model in recipe.models:  # before any of them is loaded
+        context = config_context(model.name_or_path)
+        check_context(longest, recipe.sampling.max_new_tokens, context, model.name)
+    say(console, f"loading {recipe.models[0].name}")
     policy = _load(name_or_path, recipe.dtype, device)
-    _check_room(policy, prompts, recipe.sampling.max_new_tokens, recipe.models[0].name)
-    pairs = (
-        load_pairs(recipe.preferences, tokenizer, recipe.template, context_of(policy), seed=recipe.seed)
-        if recipe.preferences
-        else None
-    )
+    pairs = None
+    if recipe.preferences:
+        pairs = load_pairs(recipe.preferences, tokenizer, recipe.template, context_length(policy), seed=recipe.seed)
     logprobs = None
     if pairs is not None and len(recipe.models) > 1:
+        say(console, f"{recipe.models[0].name}: log-probabilities of {len(pairs.segments)} held-out pairs")
         logprobs = completion_logprobs(policy, pairs.segments).reshape(-1, 2)
     return Reference(policy, tokenizer, prompts, pairs, logprobs)
 
@@ -95,12 +99,13 @@ def answers(recipe: EvalRecipe, reference: Reference, device: str, console: Cons
 
 def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: str, console: Console) -> Answers:
     itself = model is recipe.models[0]
+    if not itself:
+        say(console, f"loading {model.name}")
     policy = reference.policy if itself else _load(model.name_or_path, recipe.dtype, device)
     tokenizer = reference.tokenizer if itself else load_tokenizer(model.name_or_path)
     same_tokens = itself or tokenizer.get_vocab() == reference.tokenizer.get_vocab()
     prompts = reference.prompts if same_tokens else sampling_prompts(recipe, tokenizer)
-    _check_room(policy, prompts, recipe.sampling.max_new_tokens, model.name)
-    engine = TransformersEngine(policy, tokenizer)
+    engine: Engine = InProcessEngine(policy, tokenizer)
     began = time.perf_counter()
     with ProgressBar(f"sampling {escape(model.name)}", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
@@ -114,9 +119,13 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     ]
     kl, preferred = None, None
     notes = _undefined_kl(recipe, model.name, same_tokens)
-    if not notes:
+    if not notes and itself:
+        kl = np.zeros((len(samples), recipe.sampling.n))
+    elif not notes:
+        say(console, f"{model.name}: KL to {recipe.models[0].name}")
         kl = sampled_kl(policy, reference.policy, samples, recipe.sampling.temperature)
     if reference.pair_logprobs is not None and reference.pairs is not None and same_tokens and not itself:
+        say(console, f"{model.name}: log-probabilities of {len(reference.pairs.segments)} held-out pairs")
         own = completion_logprobs(policy, reference.pairs.segments).reshape(-1, 2)
         preferred = own - reference.pair_logprobs
     return Answers(model, samples, kl, preferred, seconds, tokens, notes)
@@ -146,23 +155,9 @@ def completion_logprobs(policy: Policy, segments: Sequence[Segment], temperature
     return np.concatenate(sums)
 
 
-def context_of(policy: Policy) -> int | None:
-    """The most tokens that the model has positions for; None where its config does not say."""
-    return getattr(policy.transformer.config.get_text_config(), "max_position_embeddings", None)
-
-
 def _load(name_or_path: str, dtype: Any, device: str) -> Policy:
     policy = load_policy(ModelSection(name_or_path=name_or_path, dtype=dtype), device=device)
     return policy.eval().requires_grad_(False)
-
-
-def _check_room(policy: Policy, prompts: Prompts, new_tokens: int, name: str) -> None:
-    longest, context = max(len(ids) for _, ids in prompts), context_of(policy)
-    if context is not None and longest + new_tokens > context:
-        raise RecipeError(
-            f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
-            f"the {context} positions of {name}"
-        )
 
 
 def _undefined_kl(recipe: EvalRecipe, name: str, same_tokens: bool) -> tuple[str, ...]:

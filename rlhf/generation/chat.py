@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.embedded import resolve
-from rlhf.generation.in_process import TransformersEngine
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.lineage import saved_template
 from rlhf.models.load import load_policy
 from rlhf.recipe.sections import ModelSection, SamplingSection, TemplateSection
@@ -27,7 +27,7 @@ def chat(name_or_path: str, console: Console) -> None:
     model = str(path / "final" if (path / "final").is_dir() else path)
     tokenizer = load_tokenizer(model)
     template = saved_template(Path(model)) or TemplateSection(kind="chat" if tokenizer.chat_template else "plain")
-    engine = TransformersEngine(load_policy(ModelSection(name_or_path=model)), tokenizer)
+    engine = InProcessEngine(load_policy(ModelSection(name_or_path=model)), tokenizer)
     renderer = Renderer(tokenizer, template)
     console.print(f"{name_or_path} ({template.kind} template); /new starts over, /quit ends", markup=False)
     history: list[dict[str, str]] = []

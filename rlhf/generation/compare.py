@@ -22,7 +22,7 @@ from rlhf.generation.engines.transformers_text import TransformersText
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
-from rlhf.tokens.recipe_rows import sampling_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 
 SHOWN = 3  # prompts whose completions are printed
@@ -84,6 +84,7 @@ def strategies(names: str, recipe: GenerateRecipe) -> list[Strategy]:
 def compare(names: str, recipe: GenerateRecipe, console: Console) -> dict[str, Measures]:
     """Print what each strategy says to the recipe's first prompts, and how they measure; returns the measures by label."""
     chosen = strategies(names, recipe)
+    recipe = with_template(recipe)
     few = [
         source.model_copy(update={"max_rows": min(source.max_rows or MEASURED, MEASURED)}) for source in recipe.prompts
     ]

@@ -1,11 +1,12 @@
-"""Decode many prompts in one batch whose places are filled again as samples end: continuous batching in process.
+"""Decode many prompts in one batch in this process: continuous batching.
 
-Under `engine`. Each prompt is computed once for its n samples and without padding where the model takes segments. All samples
-then advance by a token a step, as rows of one `RowCache`; when a quarter of the places is free, the next prompts move in. Differs
-from `generate`, where a batch lasts as long as its longest sample and every prompt is padded to the longest one.
+Used by `in_process`. Prompts wait until there is room; `admit` takes the next ones into the batch, `prefill` computes each
+prompt once for its n samples (without padding where the model takes segments), and `decode` advances all running samples by
+one token. When a quarter of the batch is free, the next prompts are admitted. Differs from transformers' `generate`, where a
+batch lasts as long as its longest sample and every prompt is padded to the longest one.
 
-A model that carries other state than keys and values along cannot lose or gain rows: it decodes a batch to its end, then
-the next. A row draws from its own random numbers, so what it says does not hang on its neighbours (up to rounding).
+A model that keeps other state than keys and values cannot lose or gain rows: it decodes a whole batch to its end, then
+the next one. Each sample has random numbers of its own, so it does not depend on the other samples (up to rounding).
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from rlhf.tokens.segments import Span
 
-PREFILL_TOKENS = 8192  # prompts of at most so many tokens in one pass (or one longer prompt): bounds its memory
-REFILL = 4  # new prompts move in when 1/REFILL of the places is free: a pass of their own costs about a step
+PREFILL_TOKENS = 8192  # at most so many prompt tokens in one pass (or one longer prompt): bounds its memory
+REFILL = 4  # new prompts are admitted when 1/REFILL of the batch is free: their prefill costs about a decode step
 
 Ended = Callable[[list[list[int]]], list[bool]]
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Token ids to go on from. `stream` names its random numbers; `tag` is handed back with its samples."""
+class TokenPrompt:
+    """A prompt as token ids. `stream` selects its random numbers; `tag` is returned with its samples."""
 
     tag: int
     stream: int
@@ -43,85 +44,86 @@ class Prompt:
 
 
 @dataclass
-class Row:
-    """One sample on its way."""
+class RunningSample:
+    """One sample that is being decoded: a row of the batch."""
 
-    prompt: Prompt
+    prompt: TokenPrompt
     sample: int
     noise: np.ndarray  # one uniform draw a token, [max_new_tokens]
     ids: list[int] = field(default_factory=list)
-    done: bool = False
+    finished: bool = False
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and of what it has said."""
+        """Tokens of the prompt and of the sample so far."""
         return len(self.prompt.ids) + len(self.ids)
 
 
 class Decoder:
-    """`run` once: prompts in, each prompt's samples out as soon as the last of them ended."""
+    """Call `run` once: prompts in, each prompt's samples out as soon as the last of them is finished."""
 
     def __init__(self, policy: Policy, sampling: SamplingSection, *, seed: int, ended: Ended) -> None:
-        """`ended` tells which rows, given as the ids they have said, have come to their end with their last token."""
+        """`ended` takes the token ids of every running sample and says which of them end with their last token."""
         self._policy, self._sampling, self._seed, self._ended = policy, sampling, seed, ended
-        self._slots = max(sampling.batch_size, sampling.n)
+        self._max_running = max(sampling.batch_size, sampling.n)
         self._penalties = Penalties(sampling)
-        self._flowing = only_keys_and_values(policy.transformer.config)
-        self._rows: list[Row] = []
+        self._continuous = only_keys_and_values(policy.transformer.config)
+        self._running: list[RunningSample] = []  # in the order of the batch's rows
         self._cache: Cache
         self._width = 0  # columns of the cache in use
         self._logits: Tensor  # [rows, V]: what each row's next token is drawn from
-        self._tokens: Tensor  # [rows]: the one drawn last
-        self._samples: dict[int, dict[int, list[int]]] = {}  # by tag, of prompts that have rows at work
+        self._tokens: Tensor  # [rows]: the token drawn last
+        self._finished: dict[int, dict[int, list[int]]] = {}  # by tag: samples whose prompt has others still running
 
-    def run(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, list[list[int]]]]:
+    def run(self, prompts: Iterable[TokenPrompt]) -> Iterator[tuple[int, list[list[int]]]]:
         """Each prompt's tag and its n samples, [tokens] each, the stop token included. Longest prompts first is fastest."""
         waiting = iter(prompts)
         while self._admit(waiting):
-            yield from self._choose()
-            if self._rows:
-                self._step()
+            yield from self._sample()
+            if self._running:
+                self._decode()
 
-    def _admit(self, waiting: Iterator[Prompt]) -> bool:
-        """Fill free places, if it is worth a pass; whether any row is at work."""
-        free = self._slots - len(self._rows)
-        if self._rows and (not self._flowing or free * REFILL < self._slots):
+    def _admit(self, waiting: Iterator[TokenPrompt]) -> bool:
+        """Take waiting prompts into the batch if enough of it is free. Returns whether any sample is running."""
+        free = self._max_running - len(self._running)
+        if self._running and (not self._continuous or free * REFILL < self._max_running):
             return True
-        fresh = list(islice(waiting, free // self._sampling.n))
-        if fresh and not self._rows and self._flowing:
-            # there will not be more rows than these: the places are full, or nobody else waits
-            self._cache = RowCache(len(fresh) * self._sampling.n)
+        admitted = list(islice(waiting, free // self._sampling.n))
+        if admitted and not self._running and self._continuous:
+            # the batch never has more rows than these: it is full, or no prompt is waiting
+            self._cache = RowCache(len(admitted) * self._sampling.n)
         padded = not self._policy.segments
-        for group in _within_budget(fresh, padded=padded) if self._flowing else filter(None, [fresh]):
-            self._enter(group)
-        return bool(self._rows)
+        for group in _within_budget(admitted, padded=padded) if self._continuous else filter(None, [admitted]):
+            self._prefill(group)
+        return bool(self._running)
 
     @torch.no_grad()
-    def _enter(self, prompts: list[Prompt]) -> None:
-        """Compute the prompts and give each of their samples a row."""
+    def _prefill(self, prompts: list[TokenPrompt]) -> None:
+        """Compute the prompts, and add a row to the batch for each of their samples."""
         n = self._sampling.n
-        if self._flowing:
+        if self._continuous:
+            assert isinstance(self._cache, RowCache)
             cache = DynamicCache()
-            logits = self._prefill(prompts, cache).repeat_interleave(n, 0)
-            longest = max((row.length for row in self._rows), default=0)
+            logits = self._prompt_logits(prompts, cache).repeat_interleave(n, 0)
+            longest = max((row.length for row in self._running), default=0)
             width = max(longest, *(len(p.ids) for p in prompts))
-            if self._rows and width != self._width:
+            if self._running and width != self._width:
                 self._cache.realign(longest, width)
             self._width = width
-            self._cache.join(cache, n, width)
+            self._cache.add_rows(cache, n, width)
         else:
-            # the last batch's goes before this one's comes
+            # the old batch's cache is freed before the new one is made
             self._cache = DynamicCache(config=self._policy.transformer.config)
-            logits = self._prefill([p for p in prompts for _ in range(n)], self._cache)
+            logits = self._prompt_logits([p for p in prompts for _ in range(n)], self._cache)
             self._width = max(len(p.ids) for p in prompts)
-        self._logits = torch.cat([self._logits, logits]) if self._rows else logits
-        self._rows += [Row(p, j, self._noise(p, j)) for p in prompts for j in range(n)]
+        self._logits = torch.cat([self._logits, logits]) if self._running else logits
+        self._running += [RunningSample(p, j, self._noise(p, j)) for p in prompts for j in range(n)]
 
-    def _prefill(self, prompts: list[Prompt], cache: Cache) -> Tensor:
+    def _prompt_logits(self, prompts: list[TokenPrompt], cache: Cache) -> Tensor:
         """The logits after each prompt, [P, V]; fills the cache, its rows ending in the same column."""
         model, lengths = self._policy.transformer, [len(p.ids) for p in prompts]
         device = model.device
-        if self._policy.segments and self._flowing:
+        if self._policy.segments and self._continuous:
             flat = torch.tensor([token for p in prompts for token in p.ids], device=device)
             positions = torch.cat([torch.arange(length, device=device) for length in lengths])
             ends = torch.tensor(lengths, device=device).cumsum(0)
@@ -142,43 +144,45 @@ class Decoder:
             )  # fmt: skip
         return padded.logits[:, -1]  # type: ignore[no-any-return]
 
-    def _choose(self) -> list[tuple[int, list[list[int]]]]:
-        """A token for every row; returns the prompts that are through with it, and lets go of their rows."""
+    def _sample(self) -> list[tuple[int, list[list[int]]]]:
+        """Draw a token for every running sample. Returns the prompts that are finished by it, and removes their rows."""
         logits = self._logits
         if self._penalties:
-            logits = self._penalties(logits, [[*row.prompt.ids, *row.ids] for row in self._rows])
-        drawn = [row.noise[len(row.ids) - row.done] for row in self._rows]  # a row that is done draws its last again
+            logits = self._penalties(logits, [[*row.prompt.ids, *row.ids] for row in self._running])
+        drawn = [
+            row.noise[len(row.ids) - row.finished] for row in self._running
+        ]  # a finished one repeats its last draw
         noise = torch.tensor(drawn, dtype=torch.float64)
         self._tokens = choose_tokens(logits, self._sampling, noise.to(logits.device))
-        for row, token in zip(self._rows, self._tokens.tolist(), strict=True):
-            if not row.done:
+        for row, token in zip(self._running, self._tokens.tolist(), strict=True):
+            if not row.finished:
                 row.ids.append(token)
-        through = []
-        for row, ended in zip(self._rows, self._ended([row.ids for row in self._rows]), strict=True):
-            if not row.done and (ended or len(row.ids) == self._sampling.max_new_tokens):
-                row.done = True
-                samples = self._samples.setdefault(row.prompt.tag, {})
+        finished_prompts = []
+        for row, ended in zip(self._running, self._ended([row.ids for row in self._running]), strict=True):
+            if not row.finished and (ended or len(row.ids) == self._sampling.max_new_tokens):
+                row.finished = True
+                samples = self._finished.setdefault(row.prompt.tag, {})
                 samples[row.sample] = row.ids
                 if len(samples) == self._sampling.n:
-                    del self._samples[row.prompt.tag]
-                    through.append((row.prompt.tag, [ids for _, ids in sorted(samples.items())]))
-        self._let_go()
-        return through
+                    del self._finished[row.prompt.tag]
+                    finished_prompts.append((row.prompt.tag, [ids for _, ids in sorted(samples.items())]))
+        self._remove_finished()
+        return finished_prompts
 
-    def _let_go(self) -> None:
-        """Take the rows that are done out of the batch; where rows cannot leave, all of them once the last is done."""
-        going = [i for i, row in enumerate(self._rows) if not row.done]
-        if len(going) == len(self._rows) or (going and not self._flowing):
+    def _remove_finished(self) -> None:
+        """Take finished rows out of the batch; where single rows cannot leave, all of them when the last is finished."""
+        unfinished = [i for i, row in enumerate(self._running) if not row.finished]
+        if len(unfinished) == len(self._running) or (unfinished and not self._continuous):
             return
         if isinstance(self._cache, RowCache):
-            going = self._cache.keep(going)
-        self._rows, self._tokens = [self._rows[i] for i in going], self._tokens[going]
+            unfinished = self._cache.keep(unfinished)
+        self._running, self._tokens = [self._running[i] for i in unfinished], self._tokens[unfinished]
 
     @torch.no_grad()
-    def _step(self) -> None:
-        """Feed each row the token it was given."""
+    def _decode(self) -> None:
+        """Feed each row the token that it drew last, for the logits of the next one."""
         self._width += 1
-        lengths = [row.length for row in self._rows]
+        lengths = [row.length for row in self._running]
         with self._policy.autocast():
             self._logits = self._policy.transformer(
                 input_ids=self._tokens[:, None],
@@ -189,18 +193,18 @@ class Decoder:
             ).logits[:, -1]
 
     def _mask(self, lengths: list[int], width: int) -> Tensor:
-        """Where each row's tokens stand, [rows, width]: all rows end in the last column."""
+        """1 where a row has a token, [rows, width]: all rows end in the last column."""
         device = self._policy.transformer.device
         starts = width - torch.tensor(lengths, device=device)
         return (torch.arange(width, device=device) >= starts[:, None]).long()
 
-    def _noise(self, prompt: Prompt, sample: int) -> np.ndarray:
+    def _noise(self, prompt: TokenPrompt, sample: int) -> np.ndarray:
         return np.random.default_rng([self._seed, prompt.stream, sample]).random(self._sampling.max_new_tokens)
 
 
-def _within_budget(prompts: Sequence[Prompt], *, padded: bool) -> Iterator[list[Prompt]]:
+def _within_budget(prompts: Sequence[TokenPrompt], *, padded: bool) -> Iterator[list[TokenPrompt]]:
     """Consecutive prompts of at most PREFILL_TOKENS tokens together, padding (`padded`) counted; a longer one alone."""
-    group: list[Prompt] = []
+    group: list[TokenPrompt] = []
     tokens = longest = 0
     for prompt in prompts:
         tokens, longest = tokens + len(prompt.ids), max(longest, len(prompt.ids))

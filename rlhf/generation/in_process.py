@@ -1,56 +1,34 @@
-"""Sample completions with a transformers model: ids in, texts out, by `decoding`'s continuous batches.
+"""An `Engine` that samples with a transformers model in this process, by the continuous batches of `decoding`.
 
-Differs from `model.generate`: the prompt is computed once for its n samples, a sample that ended gives its place to the next prompt,
-and nothing of the model's own `generation_config` leaks in (a repetition penalty there would bias PPO's ratios). Every
-sample draws from its own random stream, keyed by (seed, prompt, sample): the same seed gives the same samples whatever the
-batch size (up to rounding: bf16 kernels differ a little with the size of a batch).
+Three things differ from `model.generate`. A prompt is computed once for its n samples. When a sample is finished, the next prompt
+takes its place in the batch. The model's own `generation_config` is ignored (a repetition penalty there would bias PPO's
+ratios). Every sample draws from a random stream of its own, given by (seed, prompt, sample), so the same seed gives the same
+samples whatever the batch size is (up to rounding: bf16 kernels differ a little with the size of a batch).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import RecipeError
-from rlhf.generation.decoding import Decoder, Prompt
+from rlhf.generation.context import check_context
+from rlhf.generation.decoding import Decoder, TokenPrompt
+from rlhf.generation.engine import Completion, Progress
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 
-STOP_WINDOW = 32  # tokens looked at for a stop string: longer than any sensible one
+STOP_WINDOW = 32  # the last tokens in which a stop string is looked for: longer than any sensible one
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One sample. `ended`: a stop token or stop string was reached; the stop token is the last of `ids`."""
-
-    ids: list[int]
-    text: str
-    ended: bool
-
-
-class Engine(Protocol):
-    """What stages need of a generator: token ids in, samples out, in the order of the prompts."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingSection,
-        *,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[list[Completion]]: ...
-
-
-class TransformersEngine:
-    """Decodes in process with the very module that trains, adapters and all."""
+class InProcessEngine:
+    """Samples with the very module that trains, adapters and all. Implements `engine.Engine`."""
 
     def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raises RecipeError for a model that keeps its state elsewhere: it would forget its prompt without a word."""
+        """Raises RecipeError for a model without `past_key_values`: it would forget its prompt and give no error."""
         self.policy = policy
         self.tokenizer = tokenizer
         self.stop_ids = stop_token_ids(policy.transformer, tokenizer)
@@ -66,47 +44,35 @@ class TransformersEngine:
         sampling: SamplingSection,
         *,
         seed: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> list[list[Completion]]:
-        """`sampling.n` completions of each prompt, whose random stream is its place. `progress` is told each prompt's samples and tokens.
-
-        Raises RecipeError for a prompt that leaves no room in the model's positions.
-        """
-        self._check_room(max(map(len, prompts), default=0), sampling.max_new_tokens)
+        """As `Engine.generate`. Samples the longest prompts first."""
+        check_context(max(map(len, prompts), default=0), sampling.max_new_tokens, context_length(self.policy))
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
         with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
-            for i, group in self.samples((Prompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
+            for i, group in self.samples((TokenPrompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
                 results[i] = group
                 if progress is not None:
                     progress(len(group), sum(len(c.ids) for c in group))
         return results
 
     def samples(
-        self, prompts: Iterable[Prompt], sampling: SamplingSection, *, seed: int
+        self, prompts: Iterable[TokenPrompt], sampling: SamplingSection, *, seed: int
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Each prompt's tag with its `sampling.n` completions, as they end; prompts are read as places become free.
+        """Each prompt's tag with its `sampling.n` completions, as soon as they are finished. Prompts are read when there is room.
 
-        Between two results the policy is in the mode that it was in: its owner may train it, or sample from it elsewhere.
+        Between two results the policy is in the mode that it was in before, so its owner may train it or sample from it.
         """
         decoder = Decoder(self.policy, sampling, seed=seed, ended=lambda rows: self._ended(rows, sampling.stop))
         run = decoder.run(prompts)
         while True:
             with _evaluating(self.policy):
-                through = next(run, None)
-            if through is None:
+                finished = next(run, None)
+            if finished is None:
                 return
-            tag, rows = through
+            tag, rows = finished
             yield tag, [self.completion(row, sampling) for row in rows]
-
-    def _check_room(self, longest: int, new_tokens: int) -> None:
-        """Learned positions are a table, and on a GPU no error that names it; others were not trained on what lies beyond."""
-        positions = getattr(self.policy.transformer.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and longest + new_tokens > positions:
-            raise RecipeError(
-                f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
-                f"the {positions} positions of the model"
-            )
 
     def _ended(self, rows: list[list[int]], stop: list[str]) -> list[bool]:
         """Which rows have just reached a stop token or completed a stop string."""
@@ -119,14 +85,19 @@ class TransformersEngine:
     def completion(self, ids: list[int], sampling: SamplingSection) -> Completion:
         """A sample from its ids: the text ends before its stop token or stop string."""
         ended = ids[-1] in self.stop_ids
-        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
         cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
         return Completion(ids, text[: min(cuts)] if cuts else text, ended or bool(cuts))
 
 
+def context_length(policy: Policy) -> int | None:
+    """The most tokens that the model has positions for; None where its config does not say."""
+    return getattr(policy.transformer.config.get_text_config(), "max_position_embeddings", None)
+
+
 @contextmanager
 def _evaluating(policy: Policy) -> Iterator[None]:
-    """Evaluation mode, and back; nothing is done, which costs milliseconds in a large model, where it is on already."""
+    """Evaluation mode, and back. Switching takes milliseconds in a large model, so it is skipped where nothing changes."""
     training = policy.training
     if training:
         policy.eval()
@@ -138,7 +109,7 @@ def _evaluating(policy: Policy) -> Iterator[None]:
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokenizer's EOS and whatever else the model itself was published to stop at."""
+    """The tokenizer's EOS and the other stop tokens that the model was published with."""
     config = getattr(model, "generation_config", None)
     published = getattr(config, "eos_token_id", None)
     extra = published if isinstance(published, list) else [published]

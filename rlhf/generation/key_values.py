@@ -1,9 +1,10 @@
-"""The keys and values of rows that decode side by side: room for the next column, and for rows that come and go.
+"""The key-value cache of a continuous batch: there is room for the next column, and rows come and go.
 
-Under `decoding`. All rows end in the same column, the newest; a shorter row begins further to the right. Differs from
-`DynamicCache`, which copies every key and value at every token and cannot take a row in: a column is written in place, a
-row that ended gives its place to the last one, and a new prompt's keys and values are laid beside those at work. Layers with
-a sliding window keep all their columns (the model's mask hides what is out of sight), since rows of different ages share them.
+Used by `decoding`. All rows end in the same column, the newest; a shorter row begins further to the right. Differs from
+`DynamicCache`, which copies every key and value at every token and cannot gain a row. Here a column is written in place, the
+last row moves to where a row was removed, and a new prompt's keys and values are written beside the rows that are there.
+Layers with a sliding window keep all their columns, because rows of different lengths share them (the model's mask hides the
+columns outside the window).
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-SPARE = 64  # columns to spare when the buffers grow: the copy is paid once in so many tokens
+SPARE = 64  # extra columns when the buffers grow: the copy is made once in so many tokens
 
 
 class RowLayer(DynamicLayer):
-    """One layer: `keys` and `values` [rows, heads, columns, dim] are views of buffers that have room to spare."""
+    """One layer: `keys` and `values` [rows, heads, columns, dim] are views of larger buffers."""
 
-    def __init__(self, slots: int) -> None:
-        super().__init__()
-        self._slots = slots
+    keys: Tensor  # None in the base class until the first write
+    values: Tensor
+
+    def __init__(self, max_rows: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._max_rows = max_rows
         self._buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -34,8 +38,8 @@ class RowLayer(DynamicLayer):
         self.keys[:, :, -new:], self.values[:, :, -new:] = key_states, value_states
         return self.keys, self.values
 
-    def join(self, keys: Tensor, values: Tensor, width: int) -> None:
-        """Add rows below: blocks [new rows, heads, longest, dim] that end where all end, in column `width`."""
+    def add_rows(self, keys: Tensor, values: Tensor, width: int) -> None:
+        """Add rows at the bottom: blocks [new rows, heads, longest, dim] that end in column `width`, as all rows do."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
             self.keys, self.values = keys[:0], values[:0]
@@ -43,11 +47,11 @@ class RowLayer(DynamicLayer):
         self._show(rows + keys.shape[0], width, like=(keys, values))
         self.keys[rows:, :, width - longest :], self.values[rows:, :, width - longest :] = keys, values
 
-    def keep(self, movers: Tensor, holes: Tensor, rows: int) -> None:
-        """Let the rows `movers` take the places of `holes`, and `rows` in all remain."""
-        if len(movers):
+    def keep(self, moved: Tensor, removed: Tensor, rows: int) -> None:
+        """Write the rows `moved` over the rows `removed`; `rows` rows remain."""
+        if len(moved):
             for view in (self.keys, self.values):
-                view[holes] = view[movers]
+                view[removed] = view[moved]
         self._show(rows, self.keys.shape[2])
 
     def realign(self, longest: int, width: int) -> None:
@@ -57,7 +61,7 @@ class RowLayer(DynamicLayer):
         self.keys[:, :, width - longest :], self.values[:, :, width - longest :] = last
 
     def _show(self, rows: int, width: int, *, like: Sequence[Tensor] = ()) -> None:
-        """Set the views; where the buffers are too small (`like`: what they are to hold), in larger ones with the same content."""
+        """Set the views to `rows` and `width`. Buffers that are too small grow first; `like` are states of their type and shape."""
         if like and (not self._buffers or self._buffers[0].shape[2] < width or self._buffers[0].shape[0] < rows):
             views = (self.keys, self.values)
             self._buffers = [self._larger(view, states, rows, width) for view, states in zip(views, like, strict=True)]
@@ -66,42 +70,47 @@ class RowLayer(DynamicLayer):
     def _larger(self, view: Tensor, states: Tensor, rows: int, width: int) -> Tensor:
         """Zeros, not uninitialised memory: a masked column counts zero times its value, and zero times NaN is NaN."""
         _, heads, _, dim = states.shape
-        buffer = states.new_zeros(max(rows, self._slots), heads, width + SPARE, dim)
+        buffer = states.new_zeros(max(rows, self._max_rows), heads, width + SPARE, dim)
         columns = min(view.shape[2], width)
         buffer[: view.shape[0], :, :columns] = view[:, :, :columns]
         return buffer
 
 
 class RowCache(Cache):
-    """A cache for `slots` rows that come and go, for models that keep nothing but keys and values."""
+    """A cache for up to `max_rows` rows that come and go, for models that keep nothing but keys and values."""
 
-    def __init__(self, slots: int) -> None:
+    layers: list[RowLayer]  # type: ignore[assignment]
+
+    def __init__(self, max_rows: int) -> None:
         super().__init__(layers=[])
-        self._slots = slots
+        self._max_rows = max_rows
 
-    def join(self, prompts: Cache, samples: int, width: int) -> None:
-        """Add `samples` rows for each row of another cache (left-padded, or all of one length)."""
+    def add_rows(self, prompts: Cache, samples: int, width: int) -> None:
+        """Add `samples` rows for each row of another cache (whose rows are left-padded or of one length)."""
         if not self.layers:
-            self.layers = [RowLayer(self._slots) for _ in prompts.layers]
-        for mine, theirs in zip(self.layers, prompts.layers, strict=True):
-            if theirs.keys is not None:  # a layer that looks at another's keys has none of its own
-                blocks = (x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values))
-                mine.join(*blocks, width)
+            self.layers = [RowLayer(self._max_rows) for _ in prompts.layers]
+        others: list[Any] = prompts.layers
+        for mine, theirs in zip(self.layers, others, strict=True):
+            if theirs.keys is not None:  # a layer that shares another layer's keys has none of its own
+                keys, values = (
+                    x.repeat_interleave(samples, 0) if samples > 1 else x for x in (theirs.keys, theirs.values)
+                )
+                mine.add_rows(keys, values, width)
 
     def keep(self, indices: list[int]) -> list[int]:
-        """Let go of all rows but these; returns them in their new order: only as many are moved as there are holes."""
+        """Remove all rows but these; returns these in their new order. A row moves only to take the index of a removed one."""
         count = len(indices)
         staying = {i for i in indices if i < count}
-        holes, movers = [i for i in range(count) if i not in staying], [i for i in indices if i >= count]
-        places = dict(zip(holes, movers, strict=True))
-        moves = torch.tensor([movers, holes], dtype=torch.long)
+        removed, moved = [i for i in range(count) if i not in staying], [i for i in indices if i >= count]
+        row_at = dict(zip(removed, moved, strict=True))
+        moves = torch.tensor([moved, removed], dtype=torch.long)
         for layer in self._filled():
             moves = moves.to(layer.keys.device)  # once, not a copy for each layer
             layer.keep(moves[0], moves[1], count)
-        return [places.get(i, i) for i in range(count)]
+        return [row_at.get(i, i) for i in range(count)]
 
     def realign(self, longest: int, width: int) -> None:
-        """Cut the columns that no row needs any more, or make room at the left, so that the last column is `width`."""
+        """Remove columns that no row needs any more, or add some at the left, so that all rows end in column `width`."""
         for layer in self._filled():
             layer.realign(longest, width)
 
@@ -112,22 +121,23 @@ class RowCache(Cache):
 def flat_to_rows(flat: Cache, lengths: list[int]) -> None:
     """Turn the cache of prompts laid end to end, [1, heads, tokens, dim], into one of rows that end in the same column.
 
-    A shorter row's first columns hold whatever stood before it: no number is out of range, and the mask hides them.
+    The first columns of a shorter row hold what stood before it in the flat cache; the mask hides them.
     """
     width = max(lengths)
     ends = torch.tensor(lengths).cumsum(0)
     columns = (ends[:, None] - width + torch.arange(width)).clamp(min=0)
-    for layer in flat.layers:
+    layers: list[Any] = flat.layers
+    for layer in layers:
         if layer.keys is not None:
             index = columns.to(layer.keys.device)
             layer.keys, layer.values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))
 
 
 def only_keys_and_values(config: PretrainedConfig) -> bool:
-    """Whether rows may come and go: not in a model that carries other state along (convolutions, linear attention).
+    """Whether rows may come and go: not in a model that keeps other state too (convolutions, linear attention).
 
-    A layer that holds nothing, since it looks at another's keys (Gemma 3n and 4), is no hindrance, but for the first: the
-    cache's length is told by that.
+    A layer that holds nothing because it shares another layer's keys (Gemma 3n and 4) is fine, unless it is the first: the
+    cache's length is read from the first layer.
     """
     layers = [type(layer) for layer in DynamicCache(config=config).layers]
     held = (DynamicLayer, DynamicSlidingWindowLayer)

@@ -17,24 +17,36 @@ from rich.console import Console
 from rlhf.data.parquet_rows import write_rows
 from rlhf.data.rows import Row, Text, text_of
 from rlhf.display.progress import ProgressBar
-from rlhf.generation.in_process import Completion, TransformersEngine
-from rlhf.generation.scorers import Sample, load_scorers, total_scores
+from rlhf.generation.context import check_context, config_context
+from rlhf.generation.engine import Completion, Engine
+from rlhf.generation.in_process import InProcessEngine
+from rlhf.generation.launcher import one_process
+from rlhf.generation.scorers import Sample, load_scorers, template_warnings, total_scores
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
-from rlhf.tokens.recipe_rows import sampling_prompts
+from rlhf.tokens.recipe_rows import sampling_prompts, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 
 
 def generate(recipe: GenerateRecipe) -> dict[str, Any]:
-    """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report."""
+    """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report.
+
+    Raises RecipeError under a launcher with more than one process, and before the model is loaded when a prompt is too long.
+    """
+    one_process("rlhf generate")
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    recipe = with_template(recipe)
+    model = recipe.model.name_or_path
+    tokenizer = load_tokenizer(model)
     prompts = sampling_prompts(recipe, tokenizer)
+    check_context(max(len(ids) for _, ids in prompts), recipe.sampling.max_new_tokens, config_context(model))
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
+    for warning in template_warnings(recipe.scorers, recipe.template):
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
-    engine = TransformersEngine(policy, tokenizer)
+    engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
 

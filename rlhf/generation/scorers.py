@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,17 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, RlhfError
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.models.lineage import saved_template
 from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.recipe.callables import describe, import_callable
 from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer
 
-BATCH = 32  # completions a forward pass of a reward model
+BATCH = 32  # completions in a forward pass of a reward model
+KEYWORDS = ("prompts", "completions", "completion_ids")  # what a function in TRL's form is given
 
 
 @dataclass(frozen=True)
@@ -74,37 +75,83 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
     return total, parts
 
 
+def template_warnings(sections: Sequence[ScorerSection], template: TemplateSection) -> list[str]:
+    """A sentence for each reward model that was trained with another template than the prompts' one.
+
+    For `rlhf generate`, evaluation and PPO's rewards. A model from elsewhere names no template, and gets no sentence.
+    """
+    warnings = []
+    for section in sections:
+        if section.model is None:
+            continue
+        trained = saved_template(Path(resolve(section.model)))
+        if trained is not None and trained != template:
+            theirs, ours = trained.model_dump(), template.model_dump()
+            if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
+                theirs["kind"] = ours["kind"]
+            differ = ", ".join(
+                f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key]
+            )
+            if not differ:
+                continue
+            warnings.append(
+                f"the reward model {section.model} was trained with another template ({differ}); set template: to match"
+            )
+    return warnings
+
+
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a model reads every id that this tokenizer writes as the same token; it may know more of them."""
-    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()  # type: ignore[no-any-return]
+    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()
 
 
-def import_callable(path: str) -> Callable[..., Any]:
-    """The function that `module:function` names, looked for beside the working folder too. Raises RecipeError."""
-    module_name, function_name = path.split(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # a user's own reward lies beside the recipes
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"callable: cannot import {path}: {error}") from error
-    if not callable(function):
-        raise RecipeError(f"callable: {path} is not a function")
-    return function  # type: ignore[no-any-return]
-
-
-def _callable(path: str) -> Callable[[Sequence[Sample]], list[float]]:
-    function = import_callable(path)
+def _callable(spec: str) -> Callable[[Sequence[Sample]], list[float]]:
+    """Our form, `f(prompts, completions)`, or TRL's, `f(completions, **columns)`, which is called with keywords."""
+    function = import_callable(spec)
+    keywords = _keywords(spec, function)
 
     def score(samples: Sequence[Sample]) -> list[float]:
-        prompts, completions = [s.prompt for s in samples], [s.completion.text for s in samples]
+        columns: dict[str, list[Any]] = {
+            "prompts": [s.prompt for s in samples],
+            "completions": [s.completion.text for s in samples],
+            "completion_ids": [list(s.completion.ids) for s in samples],
+        }
         try:
-            return [float(score) for score in function(prompts, completions)]
-        except Exception as error:  # a user's own code: whatever it raises is theirs to read
-            reason = f"{type(error).__name__}: {error}"
-            raise RlhfError(f"{path} failed on {len(samples)} completions: {reason}") from error
+            if keywords is None:
+                scores = function(columns["prompts"], columns["completions"])
+            else:
+                scores = function(**{name: columns[name] for name in keywords})
+        except Exception as error:  # a user's own code may raise anything
+            raise RlhfError(f"{spec} failed on {len(samples)} completions: {describe(error)}") from error
+        try:
+            return [float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise RlhfError(f"{spec} must return one number for each completion: {error}") from error
 
     return score
+
+
+def _keywords(spec: str, function: Callable[..., Any]) -> list[str] | None:
+    """The keywords that a function in TRL's form takes; None for a function in our form, which is called by position.
+
+    Raises RecipeError for a parameter without a default that is not among `KEYWORDS`, since nothing else is known here.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a built-in without a signature
+        return None
+    if inspect.iscoroutinefunction(function):
+        raise RecipeError(f"callable: {spec} is async; write a plain function")
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if "completions" not in named or next(iter(named)) not in KEYWORDS:
+        return None
+    needed = [name for name, p in named.items() if p.default is p.empty and name not in KEYWORDS]
+    if needed:
+        raise RecipeError(
+            f"callable: {spec} needs {', '.join(needed)}; a reward function is given {', '.join(KEYWORDS)} and no other "
+            "column of the rows. Give it a default value, or find what it needs from the prompt"
+        )
+    return [name for name in KEYWORDS if name in named or any(p.kind is p.VAR_KEYWORD for p in parameters)]
 
 
 def _reward_model(

@@ -107,13 +107,24 @@ def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
         down, up = nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
         state[f"base_model.model.{name}.lora_A.weight"] = down.detach().float().cpu().contiguous()
         state[f"base_model.model.{name}.lora_B.weight"] = up.detach().float().cpu().contiguous()
+    config["target_modules"] = _targets(network, set(layers))
     if stacked:
-        leaves = {name.rpartition(".")[2] for name in layers}
-        config |= {"r": rank, "lora_alpha": rank, "target_modules": leaves, "rank_pattern": {}, "alpha_pattern": {}}
+        config |= {"r": rank, "lora_alpha": rank}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     save_file(state, folder / ADAPTER, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _targets(network: PreTrainedModel, layers: set[str]) -> set[str]:
+    """The adapted layers by the last part of their names, which says the same in a body and in a causal model; by their
+    whole names where other layers end alike.
+    """
+    last = {name.rpartition(".")[2] for name in layers}
+    inside = tuple(f"{name}." for name in layers)
+    alike = {n for n, _ in network.named_modules() if n.rpartition(".")[2] in last and not n.startswith(inside)}
+    prefix = f"{network.base_model_prefix}."
+    return last if alike == layers else {name.removeprefix(prefix) for name in layers}
 
 
 def _config_of(lora: LoraSection, task: str) -> LoraConfig:

@@ -123,10 +123,10 @@ def _adapted(
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora is None and source.parent is None:
         return network
-    adapted = put_adapters(network, lora, source.parent, task=task)
+    adapted: nn.Module = put_adapters(network, lora, source.parent, task=task)
     if lora is None and trains:
-        merged: nn.Module = adapted.merge_and_unload().requires_grad_(True)
-        return merged
+        merged: nn.Module = adapted.merge_and_unload()  # type: ignore[operator]
+        return merged.requires_grad_(True)
     for layer in lora_layers(adapted):
         layer.cast_input_dtype_enabled = not bf16  # autocast would only cast back: two copies of every activation
     return adapted

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.embedded import hub_name
 from rlhf.errors import CheckpointError
 from rlhf.models.adapters import save_adapters
 from rlhf.models.lineage import Lineage
@@ -30,7 +31,7 @@ def save_final(
     """Write `folder`: adapters where the module has them, else the whole model with its weights in `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
     if module.has_adapters:
-        save_adapters(module.model, folder, base=lineage.base.name_or_path)
+        save_adapters(module.model, folder, base=hub_name(lineage.base.name_or_path))
     else:
         save_whole(module.transformer, folder, dtype)
     head = getattr(module, "head", None)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rlhf.recipe.foreign_names import SAID, SAME
 from rlhf.recipe.schema import METHODS
+from rlhf.recipe.walk import schema_sections, section_at
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
 
 EXPECTED = {
@@ -33,16 +34,6 @@ RANGE = {
     "less_than_equal": ("le", "at most"),
     "less_than": ("lt", "less than"),
 }
-ALSO_CALLED = {
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "model_name_or_path": "name_or_path",
-    "scheduler": "lr_scheduler_type",
-    "kl_coefficient": "kl_coef",
-}
 
 
 def shown(value: Any) -> str:
@@ -58,7 +49,7 @@ def shown(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a section"
 
 
-def problems(error: ValidationError, schema: type[BaseModel], document: Document) -> list[tuple[Place, str]]:
+def explain(error: ValidationError, schema: type[BaseModel], document: Document) -> list[tuple[Place, str]]:
     """One (place, message) for each thing that is wrong."""
     wanted: dict[KeyPath, list[str]] = {}  # type errors by key: the branches of a union complain one by one
     found: list[tuple[Place, str]] = []
@@ -104,7 +95,7 @@ def _with_key(path: KeyPath, message: str, schema: type[BaseModel]) -> tuple[Key
     """A section's validator may name the key at fault, as in "prompt: must contain {prompt}"."""
     head, separator, rest = message.partition(": ")
     keys = tuple(head.split("."))
-    section = _section_at(schema, path)
+    section = section_at(schema, path)
     if separator and section is not None and keys[0] in section.model_fields:
         return (*path, *keys), rest
     return path, message
@@ -127,6 +118,8 @@ def _type_hint(kinds: list[str], value: Any) -> str:
         return "; write it without quotes" if "_" not in value else "; write it without quotes and underscores"
     if isinstance(value, str) and kinds == ["true or false"] and value.lower() in ("yes", "no", "on", "off"):
         return f"; write {'true' if value.lower() in ('yes', 'on') else 'false'}"
+    if kinds == ["a list"] and isinstance(value, str):
+        return "; write []" if value in ("none", "None", "") else f"; write [{value}]"
     if "text" in kinds and value is not None and not isinstance(value, list):
         return "; put the text in quotes"
     return ""
@@ -166,68 +159,41 @@ def _not_a_choice(expected: str, value: Any) -> str:
 
 
 def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
-    """Why a key is not known here: it belongs elsewhere, it is misspelt, or there is no such thing."""
+    """Why a key is not known here: another program calls it so, it belongs elsewhere, it is misspelt, or there is none."""
     name = str(path[-1])
-    section = _section_at(schema, path[:-1]) or schema
+    section = section_at(schema, path[:-1]) or schema
     keys = list(section.model_fields)
-    meant = ALSO_CALLED.get(name, name)
-    elsewhere = {dotted(at): at for at in _homes(schema, meant)}
+    if name in SAID:
+        return f"unknown key; {SAID[name]}"
+    if name in SAME:
+        *home, leaf = SAME[name].split(".")
+        here = [part for part in path[:-1] if isinstance(part, str)]
+        return f"unknown key; {f'did you mean {leaf!r}?' if home == here else f'write {SAME[name]} instead'}"
+    elsewhere = {dotted(at): at for at in _homes(schema, name)}
     plain = [home for home, at in elsewhere.items() if "*" not in at]
-    renamed = f"; {meant} (for {name})" if meant != name else f"; {name}"
-    if meant in keys:
-        return f"unknown key; did you mean '{meant}'?"
     if plain:
-        return f"unknown key{renamed} belongs under {plain[0]}:"
+        return f"unknown key; {name} belongs {_under(plain[0])}"
     near = difflib.get_close_matches(name, keys, n=1) or [key for key in keys if name in key]
     if near:
         return f"unknown key; did you mean '{near[0]}'?"
     if elsewhere:
-        return f"unknown key{renamed} belongs under {next(iter(elsewhere)).replace('.*', '')}:"
+        return f"unknown key; {name} belongs {_under(next(iter(elsewhere)))}"
     methods = [method for method, other in METHODS.items() if other is not schema and name in other.model_fields]
     if methods and len(path) == 1:
         return f"unknown key; {name} is for recipes with method: {' or '.join(methods)}"
     far = difflib.get_close_matches(name, _all_keys(schema), n=1, cutoff=0.8)
     if far:
-        home = dotted(_homes(schema, far[0])[0]).replace(".*", "")
-        return f"unknown key; did you mean '{far[0]}'" + (f" under {home}:?" if home else ", at the left margin?")
+        return f"unknown key; did you mean '{far[0]}' {_under(dotted(_homes(schema, far[0])[0]))}?"
     return f"unknown key; the keys here are {', '.join(keys)}"
 
 
-def _inner(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section inside an annotation (`LoraSection | None`, `list[SourceSection]`), and whether it is listed."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, False
-    for argument in get_args(annotation):
-        section, listed = _inner(argument)
-        if section is not None:
-            return section, listed or getattr(annotation, "__origin__", None) is list
-    return None, False
-
-
-def _section_at(schema: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    """The section that `path` leads to; list indices stay in the list's own section."""
-    section: type[BaseModel] | None = schema
-    for part in path:
-        if isinstance(part, int):
-            continue
-        if section is None or part not in section.model_fields:
-            return None
-        section = _inner(section.model_fields[part].annotation)[0]
-    return section
-
-
-def _sections(schema: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:
-    """Every section of a recipe with where it stands; `*` marks the items of a list."""
-    yield at, schema
-    for name, field in schema.model_fields.items():
-        section, listed = _inner(field.annotation)
-        if section is not None:
-            yield from _sections(section, (*at, name, "*") if listed else (*at, name))
+def _under(home: str) -> str:
+    return f"under {home.replace('.*', '')}:" if home else "at the left margin"
 
 
 def _homes(schema: type[BaseModel], name: str) -> list[KeyPath]:
-    return [at for at, section in _sections(schema) if name in section.model_fields]
+    return [at for at, section in schema_sections(schema) if name in section.model_fields]
 
 
 def _all_keys(schema: type[BaseModel]) -> list[str]:
-    return [name for _, section in _sections(schema) for name in section.model_fields]
+    return [name for _, section in schema_sections(schema) for name in section.model_fields]

@@ -6,9 +6,10 @@ stop at the first error, one run of it tells everything that is wrong, in the us
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rlhf.errors import RecipeError
 from rlhf.recipe import explain, yaml_lines
 from rlhf.recipe.overrides import apply
 from rlhf.recipe.schema import METHODS, AnyRecipe
+from rlhf.recipe.sections import Recipe
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place
 
 
@@ -35,28 +37,54 @@ class Loaded:
         return self.document.place(path)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> AnyRecipe:
-    """The typed recipe in the YAML file at `path`, with `key=value` overrides laid over it.
+@dataclass(frozen=True)
+class Examined:
+    """What became of a recipe's text: the document with all that is wrong with it, and the recipe where nothing is."""
+
+    document: Document
+    schema: type[Recipe] | None
+    recipe: AnyRecipe | None
+
+    def errors(self) -> list[tuple[Place, str]]:
+        """What is wrong, in the order of the file; overrides last."""
+        return sorted(self.document.problems, key=lambda problem: (problem[0].line == 0, problem[0].line))
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> AnyRecipe:
+    """The typed recipe in a YAML file, or in a dict of the same keys, with `key=value` overrides laid over it.
 
     Raises RecipeError with all problems found, one line each.
     """
-    return read(path, overrides).recipe
+    return read(source, overrides).recipe
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def read(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Loaded:
     """As `load`, and keeps the places of the keys, for checks that come after the schema's."""
-    document = yaml_lines.parse(_text(Path(path)), str(path))
+    examined = examine(source, overrides)
+    if examined.document.problems or examined.recipe is None:
+        raise RecipeError(lines(examined.errors()))
+    return Loaded(examined.recipe, examined.document)
+
+
+def examine(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Examined:
+    """As `read`, without raising for mistakes that the schema finds. Raises RecipeError for text that is not YAML."""
+    if isinstance(source, Mapping):
+        document = Document(copy.deepcopy(dict(source)), {(): Place("recipe")})
+    else:
+        document = yaml_lines.parse(_text(Path(source)), str(source))
     if document.data is None:
         document.data = {}
     if not isinstance(document.data, dict):
         got = explain.shown(document.data)
         raise RecipeError(f"{document.place(())}: a recipe is a section of keys with values, not {got}")
     apply(document, overrides)
-    recipe = _validate(document)
-    if document.problems or recipe is None:
-        ordered = sorted(document.problems, key=lambda problem: (problem[0].line == 0, problem[0].line))
-        raise RecipeError(list(dict.fromkeys(f"{place}: {message}" for place, message in ordered)))
-    return Loaded(recipe, document)
+    schema, recipe = _validate(document)
+    return Examined(document, schema, recipe)
+
+
+def lines(found: Sequence[tuple[Place, str]]) -> list[str]:
+    """One line for each mistake, and each line once."""
+    return list(dict.fromkeys(f"{place}: {message}" for place, message in found))
 
 
 def dump(recipe: AnyRecipe) -> str:
@@ -88,28 +116,48 @@ def _text(path: Path) -> str:
         raise RecipeError(f"{path}: the recipe cannot be read: {reason}") from None
 
 
-def _validate(document: Document) -> AnyRecipe | None:
-    """The typed recipe, or None with the reasons added to the document's problems."""
+def _validate(document: Document) -> tuple[type[Recipe] | None, AnyRecipe | None]:
+    """The schema and the typed recipe, or None with the reasons added to the document's problems."""
     method = document.data.get("method")
-    data = dict(document.data)
-    if method not in list(METHODS):  # a list: the value may be unhashable
-        choices = ", ".join(METHODS)
-        near = difflib.get_close_matches(method, METHODS, n=2) if isinstance(method, str) else []
-        if "method" not in document.data:
-            document.problems.append((document.place(()), f"method: required key is missing; one of {choices}"))
-        else:
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-            message = f"method: expected one of {choices}; got {explain.shown(method)}{hint}"
-            document.problems.append((document.place(("method",)), message))
-        if len(near) != 1:
-            return None
-        data["method"] = near[0]  # the rest is checked as what was meant
-    schema = METHODS[data["method"]]
-    try:
-        return schema.model_validate(data)  # type: ignore[return-value]
-    except ValidationError as error:
-        document.problems.extend(explain.problems(error, schema, document))
-        return None
+    if isinstance(method, str) and method in METHODS:
+        schema = METHODS[method]
+        try:
+            return schema, schema.model_validate(document.data)  # type: ignore[return-value]
+        except ValidationError as error:
+            document.problems.extend(explain.explain(error, schema, document))
+            return schema, None
+    near = _nearest_methods(method, document.data)
+    choices = ", ".join(METHODS)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    if "method" not in document.data:
+        document.problems.append((document.place(()), f"method: required key is missing; one of {choices}{hint}"))
+    else:
+        message = f"method: expected one of {choices}; got {explain.shown(method)}{hint}"
+        document.problems.append((document.place(("method",)), message))
+    meant = near if len(near) == 1 else list(METHODS)
+    document.problems.extend(_wrong_in_all(meant, document))
+    return (METHODS[near[0]] if len(near) == 1 else None), None
+
+
+def _nearest_methods(method: object, data: dict[str, Any]) -> list[str]:
+    """The methods that may be meant: by the misspelt name, else by a key that only one method's recipes have."""
+    if isinstance(method, str):
+        return difflib.get_close_matches(method, METHODS, n=2)
+    owners = [[name for name, schema in METHODS.items() if key in schema.model_fields] for key in data]
+    return sorted({names[0] for names in owners if len(names) == 1})
+
+
+def _wrong_in_all(methods: list[str], document: Document) -> list[tuple[Place, str]]:
+    """What is wrong with the recipe whichever of the methods it is for."""
+    found: list[dict[str, tuple[Place, str]]] = []
+    for name in methods:
+        try:
+            METHODS[name].model_validate(document.data | {"method": name})
+            return []
+        except ValidationError as error:
+            problems = explain.explain(error, METHODS[name], document)
+            found.append({message.split(": ")[0]: (place, message) for place, message in problems})
+    return [problem for key, problem in found[0].items() if all(key in other for other in found)]
 
 
 def _plain(section: BaseModel) -> dict[str, Any]:

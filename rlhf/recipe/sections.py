@@ -80,7 +80,8 @@ class LoraSection(Section):
 class SourceSection(Section):
     """Rows to read: a file, a glob, a parquet folder, a hub name or `embedded:NAME`, with its format and columns.
 
-    `columns` maps canonical names to the file's; `group` is the file's column whose equal values stay together in dedup
+    `columns` maps canonical names to the file's; `template` is the shape of a prompt that is put together from columns, and
+    `template_no_input` the shape for rows whose `input` is empty (format alpaca); `group` is the file's column whose equal values stay together in dedup
     and split; `where` takes only the rows whose column holds one of the values (a list, or a text file of one a line);
     `weight` 0.5 takes a seeded half of the rows, 2 each row twice. What these leave out is counted.
     """
@@ -91,6 +92,7 @@ class SourceSection(Section):
     split: str | None = None
     columns: dict[str, str] | None = None
     template: str | None = None
+    template_no_input: str | None = None
     group: str | None = None
     where: dict[str, list[str | int] | str] | None = None
     weight: PositiveFloat = 1.0
@@ -112,11 +114,11 @@ Sources = Annotated[list[SourceSection], BeforeValidator(_as_sources)]
 class TemplateSection(Section):
     """How a prompt becomes text.
 
-    `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is.
-    `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
+    `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is; `auto` is `chat`
+    where the rows are messages and `plain` where they are text. `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
     """
 
-    kind: Literal["plain", "chat"] = "plain"
+    kind: Literal["auto", "plain", "chat"] = "auto"
     prompt: str = "{prompt}"
     add_eos: bool = True
 

@@ -68,8 +68,8 @@ class TrainRecipe(Recipe):
         """The Python functions that the run calls, by the key that names each."""
         return {}
 
-    def problem_with(self, processes: int) -> str | None:
-        """Why the run cannot be shared by so many processes, or None."""
+    def problem_with(self, processes: int) -> tuple[str, str] | None:
+        """The key, and why its value does not let so many processes share the run; None where they can."""
         return None
 
 
@@ -207,16 +207,15 @@ class PpoRecipe(TrainRecipe):
         """Prompts, with all of their samples, of one forward pass."""
         return max(1, self.training.per_device_train_batch_size // self.ppo.sampling.n)
 
-    def problem_with(self, processes: int) -> str | None:
+    def problem_with(self, processes: int) -> tuple[str, str] | None:
         prompts, minibatches = self.ppo.rollout_batch_size, self.ppo.num_mini_batches
         if prompts % processes:
-            return f"ppo.rollout_batch_size: {prompts} prompts cannot be shared evenly by {processes} processes"
+            return "ppo.rollout_batch_size", f"{prompts} prompts cannot be shared evenly by {processes} processes"
         microbatches = -(-prompts // processes // self.prompts_per_microbatch)
         if microbatches < minibatches:
-            return (
-                f"ppo.num_mini_batches: {minibatches} minibatches of only {microbatches} microbatches on each of "
-                f"{processes} processes; lower training.per_device_train_batch_size"
-            )
+            each = f" on each of {processes} processes" if processes > 1 else ""
+            reason = f"{minibatches} minibatches of only {microbatches} microbatches{each}"
+            return "ppo.num_mini_batches", f"{reason}; lower training.per_device_train_batch_size"
         return None
 
     @model_validator(mode="after")

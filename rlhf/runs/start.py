@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.runs.failure import TERMINATED
+from rlhf.runs.launch import refuse_several_processes, refuse_unsupported_launchers
 
 if TYPE_CHECKING:
     from rlhf.recipe.schema import AnyRecipe
@@ -21,20 +22,25 @@ def imported(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run one recipe file with `key=value` overrides; returns the summary of its entry point.
+def run(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Run one recipe, a YAML file or a dict of the same keys, with `key=value` overrides.
 
-    Raises RecipeError, DataError, SetupError or CheckpointError (rlhf.errors).
+    Returns the summary of its method's entry point. Raises RecipeError, DataError, SetupError or CheckpointError
+    (rlhf.errors).
     """
     from rlhf.recipe.loader import load
 
-    return run_recipe(load(path, overrides))
+    return run_recipe(load(recipe, overrides))
 
 
 def run_recipe(recipe: AnyRecipe) -> dict[str, Any]:
     """Run a recipe that is already loaded, and keep its status.json."""
+    from rlhf.recipe.training import TrainRecipe
     from rlhf.runs.status import Status
 
+    refuse_unsupported_launchers()
+    if not isinstance(recipe, TrainRecipe):
+        refuse_several_processes(recipe.method)
     with Status(recipe):
         summary: dict[str, Any] = imported(recipe.entry_point)(recipe)
     return summary

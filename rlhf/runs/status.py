@@ -17,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import BaseModel
-
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import digest, dump
 from rlhf.recipe.schema import AnyRecipe
+from rlhf.recipe.walk import texts
 from rlhf.runs.failure import explain, is_main_process
+from rlhf.runs.lock import FolderLock
 from rlhf.runs.manifest import write_atomically
 
 
@@ -33,6 +33,7 @@ class Status:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
         self.record: dict[str, Any] = {}
+        self.lock = FolderLock(self.folder)
 
     def __enter__(self) -> Self:
         self.started = time.perf_counter()
@@ -49,6 +50,7 @@ class Status:
         if is_main_process():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self.lock.acquire()
                 write_atomically(self.folder / "recipe.yaml", dump(self.recipe))
             except (FileExistsError, NotADirectoryError, PermissionError) as error:
                 raise RecipeError(f"output_dir: {self.folder} cannot be written: {error.strerror}") from error
@@ -72,6 +74,8 @@ class Status:
             except OSError:
                 if error is None:  # a full disk must not hide the error that filled it
                     raise
+            finally:
+                self.lock.release()
 
     def _write(self) -> None:
         write_atomically(self.folder / "status.json", json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
@@ -90,7 +94,7 @@ def inputs(recipe: AnyRecipe) -> dict[str, str | None]:
     """The runs that a recipe reads from (every folder it names that lies in a run's folder), and when each finished."""
     own = os.path.normpath(recipe.output_dir)
     found: dict[str, str | None] = {}
-    for text in _texts(recipe):
+    for text in texts(recipe):
         for folder in _folders(text):
             status = read_status(folder) if folder != own else None
             if status is not None:
@@ -102,16 +106,6 @@ def peak_rss_mib() -> float:
     """The most memory that this process has held, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, BaseModel):
-        return [text for name in type(value).model_fields for text in _texts(getattr(value, name))]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [text for item in value for text in _texts(item)] if isinstance(value, list) else []
 
 
 def _folders(text: str) -> list[str]:

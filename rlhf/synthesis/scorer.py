@@ -64,7 +64,7 @@ class ScorerEngine:
         self._renderer = Renderer(self._tokenizer, saved_template(Path(resolve(model))) or TemplateSection())
 
     def _sample(self, prompt: Text) -> Any:
-        from rlhf.generation.in_process import Completion
+        from rlhf.generation.engine import Completion
         from rlhf.generation.scorers import Sample
 
         if isinstance(prompt, str):

@@ -99,7 +99,7 @@ def tokenize(
     what = {"kinds": sorted(kinds), "max_length": data.max_length, "on_overflow": data.on_overflow}
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, data.template), seed)
+        work = _Rows(sources, Renderer(tokenizer, data.template), seed, kinds)
         fit = _Fit(data.max_length, data.on_overflow, f"data.{which}")
         writer = TokenWriter(folder)
         for chunk in work.chunks(kinds):
@@ -135,7 +135,7 @@ def prompts(
         return out
 
     def make(folder: Path) -> None:
-        work = _Rows(sources, Renderer(tokenizer, template), seed)
+        work = _Rows(sources, Renderer(tokenizer, template), seed, {"prompt"})
         fit = _Fit(max_length, "error" if on_overflow == "error" else "drop", "prompts")
         writer = TokenWriter(folder)
         for chunk in work.distinct_prompts():
@@ -158,9 +158,9 @@ def prompts(
 class _Rows:
     """The stream of a section's rows on their way to tokens, and what became of them."""
 
-    def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int) -> None:
+    def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int, kinds: Collection[str]) -> None:
         self.sources, self.renderer = sources, renderer
-        self.stream = Stream(sources, seed=seed)
+        self.stream = Stream(sources, seed=seed, kinds=kinds)
         self.dropped: Counter[str] = Counter()
         self.converted: str | None = None
         self.seen = 0  # rows that reached the tokenizer
@@ -233,6 +233,7 @@ class _Rows:
             "rows_out": rows_out,
             "dropped": {reason: n for reason, n in dropped.items() if n},
             "quarantined": self.stream.quarantine.counts(),
+            "template": self.renderer.kind,
             "boundary_splits": self.renderer.boundary_splits,
             "special_tokens_in_text": self.renderer.special_tokens_in_text,
         }

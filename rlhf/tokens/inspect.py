@@ -1,4 +1,4 @@
-"""`rlhf inspect RECIPE`: the first batch exactly as training will see it, and the invariants of every row.
+"""`rlhf inspect RECIPE`: the first rows exactly as training will see them, and the invariants of every row.
 
 Goes the real way, through `dataset`, `sampler` and `segments`, and reads the trained tokens off the labels; so what is shown
 cannot differ from what is trained. Trained tokens are in colour, or between double brackets where there is none. Special tokens
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Any, cast
 
 from rlhf.data.rows import Located
@@ -18,7 +18,7 @@ from rlhf.recipe.schema import AnyRecipe
 from rlhf.recipe.sections import Recipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
-SHOWN = 4  # rows of the batch, or prompts
+SHOWN = 4  # rows, or prompts
 CHECKED_AT_ONCE = 64  # rows laid out together to be checked
 NEWLINE = "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}"
 OPEN, CLOSE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}", "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
 
 
 def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) -> None:
-    """Print the first microbatch decoded (`shown` rows of it), the invariants, and what became of every row.
+    """Print the first `shown` rows in the order of training, decoded, the invariants, and what became of every row.
 
     Raises RecipeError for a recipe that does not train, DataError when a row breaks an invariant.
     """
@@ -43,6 +43,7 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         raise RecipeError(
             f"method: inspect shows what is trained on, and {getattr(recipe, 'method', '?')} trains nothing"
         )
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows = training_rows(recipe, tokenizer, "train")
     if isinstance(rows, Prompts):
@@ -57,21 +58,62 @@ def inspect(recipe: AnyRecipe | Recipe, console: Console, shown: int = SHOWN) ->
         seed=recipe.seed,
         accumulation=training.gradient_accumulation_steps,
     )
-    batch = sampler.window(0)[0]
-    console.print(f"step 1, microbatch 1: {len(batch)} rows, {sampler.total_steps(1)} steps an epoch", highlight=False)
-    for index in batch[:shown]:
-        _show_segment(rows.segments[index], rows.rows[index], tokenizer, score_prompt, console)
-    if len(batch) > shown:
-        console.print(f"and {len(batch) - shown} rows more in this microbatch (--rows shows more)", highlight=False)
-    checked = check_rows(rows, recipe, tokenizer, score_prompt)
-    eos = "and EOS" if recipe.data.template.add_eos else "(EOS is left to the template)"
     console.print(
-        f"checked {checked} completions of {len(rows.segments)} rows: each trains all of its tokens {eos}, and nothing else"
-        f"{' but the prompt' if score_prompt else ''};\nno padding is trained, and the beginning-of-text token is not doubled",
-        highlight=False,
-        soft_wrap=True,
+        f"{counted(len(rows.segments), 'row')}, {counted(sampler.total_steps(1), 'step')} an epoch", highlight=False
     )
+    for number, index in enumerate(islice(_in_order(sampler), min(shown, len(rows.segments)))):
+        if number == 0 or index.opens:
+            console.print(
+                f"step {index.step}, microbatch {index.microbatch}: {counted(index.rows, 'row')}", highlight=False
+            )
+        _show_segment(rows.segments[index.row], rows.rows[index.row], tokenizer, score_prompt, console)
+    if len(rows.segments) > shown:
+        console.print(f"and {counted(len(rows.segments) - shown, 'row')} more (--rows shows more)", highlight=False)
+    checked = check_rows(rows, recipe, tokenizer, score_prompt)
+    _show_invariants(checked, rows, recipe, console)
     _show_report(rows.report, console)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A row's place in the order of training."""
+
+    step: int
+    microbatch: int
+    rows: int
+    row: int
+    opens: bool
+
+
+def _in_order(sampler: Sampler) -> Iterator[_Place]:
+    """The rows in the order in which training sees them."""
+    for step in count(0):
+        for microbatch, batch in enumerate(sampler.window(step), 1):
+            for position, row in enumerate(batch):
+                yield _Place(step + 1, microbatch, len(batch), row, position == 0)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, console: Console) -> None:
+    """What `check_rows` has found to be so, and what was cut."""
+    cut = rows.report.get("truncated") or 0
+    eos = "and EOS" if recipe.data.template.add_eos else "(the template sees to EOS)"
+    prompt = " but the prompt" if recipe.trains_prompt else ""
+    lines = [
+        f"checked {counted(checked, 'completion')} of {counted(len(rows.segments), 'row')}: "
+        f"each trains all of its tokens {eos}, and nothing else{prompt};"
+    ]
+    if cut:
+        lines.append(
+            f"but {counted(cut, 'row')} {'was' if cut == 1 else 'were'} cut at max_length: a completion that was cut has "
+            "lost its end, and trains no EOS;"
+        )
+    lines.append("no padding is trained, and the beginning-of-text token is not doubled")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def check_rows(
@@ -204,7 +246,9 @@ def _visible(text: str) -> str:
 def _show_prompts(
     found: Prompts, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
 ) -> None:
-    console.print(f"{len(found)} prompts; nothing in them is trained, rollouts start after them", highlight=False)
+    console.print(
+        f"{counted(len(found), 'prompt')}; nothing in them is trained, rollouts start after them", highlight=False
+    )
     for number, (_, ids) in enumerate(found, 1):
         if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
             raise found.rows[number - 1].error(f"the prompt {reason}", "prompt")
@@ -212,7 +256,7 @@ def _show_prompts(
             pieces = list(_pieces(ids, [False] * len(ids), len(ids), tokenizer))
             _show_tokens(f"prompt {number}, {len(ids)} tokens", pieces, console)
     if len(found) > shown:
-        console.print(f"and {len(found) - shown} prompts more (--rows shows more)", highlight=False)
+        console.print(f"and {counted(len(found) - shown, 'prompt')} more (--rows shows more)", highlight=False)
     _show_report(found.report, console)
 
 
@@ -223,7 +267,9 @@ def _show_report(report: dict[str, Any], console: Console) -> None:
     table = Table("", "", show_header=False)
     for source in report["sources"]:
         said = f"{source['format']}{' (recognised by its columns)' if source['recognised'] else ''}"
-        table.add_row(escape(source["path"]), f"{said}, {source['rows_in']} rows, {source['rows_out']} usable")
+        table.add_row(
+            escape(source["path"]), f"{said}, {counted(source['rows_in'], 'row')}, {source['rows_out']:,} usable"
+        )
     for key, value in report.items():
         if key not in ("sources", "quarantined", "truncated") and value not in ({}, None):
             pairs = value.items() if isinstance(value, dict) else [("", value)]

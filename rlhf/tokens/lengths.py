@@ -40,7 +40,7 @@ def counting(target: Target, tokenizer: str | None = None, max_length: int | Non
 
 
 class TokenLengths:
-    """Counts tokens of rows. Without a template section, `chat` where the rows are messages and `plain` else."""
+    """Counts tokens of rows. Without a template, or with `kind: auto`, a row of messages is `chat` and a row of text `plain`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: TemplateSection | None) -> None:
         self._tokenizer = tokenizer
@@ -79,6 +79,8 @@ class TokenLengths:
 
     def _renderer(self, kind: str) -> Renderer:
         if kind not in self._renderers:
-            section = self._template or TemplateSection(kind=kind, add_eos=self._add_eos)  # type: ignore[arg-type]
+            section = self._template or TemplateSection(add_eos=self._add_eos)
+            if section.kind == "auto":
+                section = section.model_copy(update={"kind": kind})
             self._renderers[kind] = Renderer(self._tokenizer, section)
         return self._renderers[kind]

@@ -5,14 +5,38 @@ What is shown is therefore what is trained: the same sources, limits and seed, f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+from rlhf.data.load import Stream
 from rlhf.recipe.schema import EvalRecipe, GenerateRecipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows, prompts, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+R = TypeVar("R", TrainRecipe, GenerateRecipe, EvalRecipe)
+
+
+def with_template(recipe: R) -> R:
+    """The recipe with `template.kind: auto` settled: `chat` where some source's first row is messages, else `plain`.
+
+    Called once, before a recipe is carried out, so that its rows, its report and its lineage name the same kind. Raises DataError as
+    reading the rows does.
+    """
+    section = recipe.data if isinstance(recipe, TrainRecipe) else recipe
+    if section.template.kind != "auto":
+        return recipe
+    sources = recipe.data.train if isinstance(recipe, TrainRecipe) else recipe.prompts
+    kinds = recipe.row_kinds if isinstance(recipe, TrainRecipe) else {"prompt"}
+    streams = (Stream([source], seed=recipe.seed, kinds=kinds, needs_rows=False) for source in sources)
+    firsts = (row for stream in streams if (row := next(iter(stream), None)) is not None)
+    kind = "chat" if any(isinstance(row.data["prompt"], list) for row in firsts) else "plain"
+    update = {"template": section.template.model_copy(update={"kind": kind})}
+    if isinstance(recipe, TrainRecipe):
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update=update)})
+    return recipe.model_copy(update=update)
 
 
 def training_rows(

@@ -5,7 +5,8 @@ feed it: the prompt's ids in training are `prompt_ids(prompt)`, always, and prom
 
 Unlike the reference code: no search for a response marker inside ids (a token may straddle it), no `labels = ids !=
 pad` (EOS would not be trained where pad == eos), one BOS, and a control token spelled out in a user's text stays text.
-`kind: plain` puts the tokenizer's usual special tokens before the prompt; `kind: chat` leaves them to the template.
+`kind: plain` puts the tokenizer's usual special tokens before the prompt; `kind: chat` leaves them to the template;
+`kind: auto` becomes `chat` where the first prompt is a list of messages, and `plain` where it is text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlhf.data.rows import Row, Text, completions_of, grades_of
 from rlhf.errors import DataError, RecipeError
@@ -52,17 +53,29 @@ class Renderer:
         self.special_tokens_in_text = 0
         if section.add_eos and tokenizer.eos_token_id is None:
             raise RecipeError("template.add_eos: this tokenizer has no EOS token; set add_eos: false")
-        if section.kind == "chat" and not getattr(tokenizer, "chat_template", None):
-            raise RecipeError("template.kind: chat, but this tokenizer has no chat template; use kind: plain")
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
         names = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special}
         self._specials = sorted(names, key=lambda s: (-len(s), s))
         self._special_pattern = re.compile("|".join(map(re.escape, self._specials)) or "(?!)")
         self._control_ids = set(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
-        self._front = self._front_ids() if section.kind == "plain" else []
         glued = self._plain_ids(_PROBE) * 2
         self._needs_anchor = tokenizer.decode(glued) != _PROBE * 2
-        self._end_id = self._end_of_turn() if section.kind == "chat" else None
+        self.kind: Literal["auto", "plain", "chat"] = "auto"
+        if section.kind != "auto":
+            self._settle(section.kind)
+
+    def _settle(self, kind: Literal["plain", "chat"]) -> None:
+        """From now on every prompt is of this kind."""
+        if kind == "chat" and not getattr(self.tokenizer, "chat_template", None):
+            name = self.tokenizer.name_or_path or "this model"
+            asked = "is chat" if self.section.kind == "chat" else "is auto and the rows are messages"
+            raise RecipeError(
+                f"template.kind: {asked}, but the tokenizer of {name} has no chat template; "
+                "use a model that has one, or rows whose prompts are text with kind: plain"
+            )
+        self.kind = kind
+        self._front = self._front_ids() if kind == "plain" else []
+        self._end_id = self._end_of_turn() if kind == "chat" else None
 
     def render_prompt(self, prompt: Text) -> str:
         """The prompt's text as the model reads it (for `plain`, less the special tokens at the front)."""
@@ -70,7 +83,7 @@ class Renderer:
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """The ids that generation starts from; every training row's prompt has exactly these."""
-        return self._front + self._encode([self._prompt_text(prompt)])[0]
+        return self.batch_prompt_ids([prompt])[0]
 
     def segment(self, row: Row) -> Segment:
         """One canonical row as a segment. Raises DataError for a row that the template cannot take."""
@@ -82,7 +95,8 @@ class Renderer:
 
     def batch_prompt_ids(self, prompts: Sequence[Text]) -> list[list[int]]:
         """`prompt_ids` of many prompts, through the tokenizer's batch call."""
-        return [self._front + ids for ids in self._encode([self._prompt_text(p) for p in prompts])]
+        texts = [self._prompt_text(prompt) for prompt in prompts]  # the first settles the kind
+        return [self._front + ids for ids in self._encode(texts)]
 
     def continuation_ids(self, text: str) -> list[int]:
         """Ids of a text that goes on from ids that stand: tokenised apart from them, control tokens spelled out in it kept as text."""
@@ -120,16 +134,18 @@ class Renderer:
     # --- text -------------------------------------------------------------------------------------------------------
 
     def _prompt_text(self, prompt: Text) -> str:
+        if self.kind == "auto":
+            self._settle("plain" if isinstance(prompt, str) else "chat")
         if isinstance(prompt, str):
             filled = self.section.prompt.replace("{prompt}", self._guard(prompt))
-            return filled if self.section.kind == "plain" else self._chat([{"role": "user", "content": filled}], True)
-        if self.section.kind == "plain":
+            return filled if self.kind == "plain" else self._chat([{"role": "user", "content": filled}], True)
+        if self.kind == "plain":
             raise DataError("template", "a list of messages needs template.kind: chat", field="prompt")
         return self._chat(self._guard_messages(prompt), True)
 
     def _tail(self, prompt: Text, prompt_text: str, completion: Text) -> str:
         """What follows the prompt's text when this completion is the answer."""
-        if isinstance(completion, str) and self.section.kind == "plain":
+        if isinstance(completion, str) and self.kind == "plain":
             return self._guard(completion)
         if isinstance(prompt, str):
             filled = self.section.prompt.replace("{prompt}", self._guard(prompt, count=False))

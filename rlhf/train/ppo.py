@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, total_scores
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from rlhf import __version__
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError
+from rlhf.models.card import model_card
 from rlhf.models.lineage import Base, Lineage, read_lineage
 from rlhf.models.load import source_of
 from rlhf.models.probe import ROWS as PROBE_ROWS
@@ -21,9 +22,10 @@ from rlhf.models.probe import write_probe
 from rlhf.models.save import save_final
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
+from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.loop import Stage, fit
@@ -41,8 +43,9 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     folder = Path(recipe.output_dir)
     accelerator = make_accelerator(recipe)
     if problem := recipe.problem_with(accelerator.num_processes):
-        raise RecipeError(problem)
+        raise RecipeError(": ".join(problem))
     set_seed(recipe.seed)
+    recipe = with_template(recipe)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
     report = {"train": rows.report, "eval": held_out.report}
@@ -60,6 +63,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         with atomic_folder(folder / "final") as final:
             lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
+            (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")
             write_probe(stage.model, rows.samples, final)
             lost = setup.load_again(stage.model, final)
         accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")
@@ -71,11 +75,13 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
 def make_accelerator(recipe: TrainRecipe) -> Accelerator:
     """Accelerate for devices, processes and trackers; precision and accumulation are the recipe's, in one place."""
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision="no", log_with=list(recipe.logging.report_to) or None, project_dir=recipe.output_dir
         )
     except (ImportError, ValueError) as error:
         raise SetupError(f"logging.report_to: {error}") from error
+    refuse_rival_processes(accelerator.num_processes)
+    return accelerator
 
 
 def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:

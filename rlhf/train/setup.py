@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.generation.in_process import Engine, TransformersEngine
+from rlhf.generation.engine import Engine
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
@@ -56,7 +57,7 @@ class Setup:
 
     def engine(self, policy: Policy) -> Engine:
         """What samples completions from the policy while it trains."""
-        return TransformersEngine(policy, self.tokenizer)
+        return InProcessEngine(policy, self.tokenizer)
 
     @cached_property
     def _options(self) -> dict[str, Any]:

@@ -5,46 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from rlhf import __version__
-from rlhf.cli import app
 from rlhf.errors import CheckpointError, DataError, RecipeError, SetupError
 from rlhf.runs.failure import LESS_MEMORY
+from tests.cli.support import DATA, PPO, ROOT, SFT, recipe, rlhf, workplace
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = "method: data\noutput_dir: out\nsources: rows.jsonl\n"
-SFT = "method: sft\noutput_dir: out\nmodel: {name_or_path: base}\ndata: {train: rows.jsonl}\n"
-PPO = SFT.replace("sft", "ppo") + "ppo: {rewards: [{callable: scores:score}]}\n"
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A folder with rows.jsonl; the process's own settings come back afterwards."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RLHF_DEBUG", "0")  # the commands may set it; monkeypatch sets it back
-    handler = signal.getsignal(signal.SIGTERM)
-    Path("rows.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
-def rlhf(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments), prog_name="rlhf")
-
-
-def recipe(text: str, name: str = "r.yaml") -> str:
-    Path(name).write_text(text)
-    return name
+__all__ = ["workplace"]
 
 
 def entry_point(monkeypatch: pytest.MonkeyPatch, function) -> None:
@@ -172,90 +145,6 @@ def test_only_rank_0_speaks_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_output_folder_that_cannot_be_made() -> None:
     result = rlhf("train", recipe(SFT), "output_dir=rows.jsonl")
     assert (result.exit_code, result.stderr) == (2, "output_dir: rows.jsonl cannot be written: File exists\n")
-
-
-def test_check_tells_the_key_facts_and_what_is_not_there_yet() -> None:
-    result = rlhf("check", recipe(SFT), "model.name_or_path=out/sft/final", "lora={}", "training.max_steps=5")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines() == [
-        "ok: r.yaml (sft)",
-        "  output_dir: out, seed: 0",
-        "  model: out/sft/final (float32, lora r 8)",
-        "  data: rows.jsonl, max_length 1024",
-        "  training: 5 steps, batch 8 x 1 on each device, learning_rate 1e-05",
-        "  note: override 'model.name_or_path=out/sft/final': model.name_or_path: out/sft/final is not there yet "
-        "(made by an earlier stage?)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ("data.train=row.jsonl", "data.train.0.path: no such file: row.jsonl; did you mean 'rows.jsonl'?"),
-        ("data.train=./*.csv", "data.train.0.path: no file matches ./*.csv"),
-        (
-            "data.train=embedded:film-review",
-            "data.train.0.path: no such embedded model or data: embedded:film-review; "
-            "did you mean 'embedded:film-reviews'?",
-        ),
-        ("model.name_or_path=/nowhere/llama", "model.name_or_path: no such folder: /nowhere/llama"),
-        (
-            "ppo.rewards.0.callable=scorez:score",
-            "ppo.rewards.0.callable: no module named 'scorez' (looked in this folder and in the installed packages)",
-        ),
-        (
-            "ppo.rewards.0.callable=scores:scor",
-            "ppo.rewards.0.callable: scores has no 'scor'; did you mean 'scores:score'?",
-        ),
-        (
-            "ppo.rewards.0.callable=json.nope:loads",
-            "ppo.rewards.0.callable: no module named 'json.nope' (looked in this folder and in the installed packages)",
-        ),
-    ],
-)
-def test_check_finds_what_does_not_exist(change: str, problem: str) -> None:
-    Path("scores.py").write_text("raise SystemExit('check must not run this')\ndef score(prompts, completions): ...\n")
-    result = rlhf("check", recipe(PPO), change)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"override '{change}': {problem}\n"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "data.train=./*.jsonl",
-        "data.train=embedded:film-reviews",
-        "data.train=out/data",
-        "data.train=out/data/*.parquet",
-        "ppo.rewards.0.callable=json.decoder:JSONDecoder",
-        "model.name_or_path=org/model",
-        "ppo.reference=initial",
-    ],
-)
-def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
-    Path("scores.py").write_text("score = None\n")
-    assert rlhf("check", recipe(PPO), change).exit_code == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "note"),
-    [
-        (
-            "data.train=out/data",
-            "data.train.0.path: out/data is no file or folder here (made by an earlier stage, or a hub name?)",
-        ),
-        ("data.train=out/data/*.parquet", "data.train.0.path: out/data is not there yet (made by an earlier stage?)"),
-        (
-            "model.name_or_path=org/model",
-            "model.name_or_path: org/model is not a folder here (made by an earlier stage, or a hub name?)",
-        ),
-    ],
-)
-def test_check_notes_what_an_earlier_stage_may_make(change: str, note: str) -> None:
-    Path("base").mkdir()
-    result = rlhf("check", recipe(SFT), change)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[5:] == [f"  note: override '{change}': {note}"]
 
 
 def test_nothing_heavy_is_imported_by_help_and_check() -> None:

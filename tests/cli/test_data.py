@@ -29,7 +29,7 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def rlhf(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "1000"})  # no path is too long for a line
     return result.exit_code, result.output
 
 
@@ -44,6 +44,18 @@ def test_dedup_in_one_line(tmp_path: Path) -> None:
         "data", "dedup", path, "-o", str(out), "--column", "prompt", "--column", "chosen", "--engine", "exact"
     )
     assert code == 0 and pq.read_table(out / "train").num_rows == 3
+
+
+def test_dedup_by_settings_of_its_own(tmp_path: Path) -> None:
+    """Texts that differ only after 40 characters are alike when 40 are compared, and not when all are."""
+    rows = [{"prompt": "x" * 40 + word * 9, "chosen": "a", "rejected": "b"} for word in ("one", "two")]
+    path, out = write(tmp_path / "r.jsonl", rows), tmp_path / "out"
+    settings = ("--num-perm", "128", "--shingle-size", "3")
+    for max_chars, kept in (("40", 1), ("0", 2)):
+        assert rlhf("data", "dedup", path, "-o", str(out), *settings, "--max-chars", max_chars)[0] == 0
+        assert pq.read_table(out / "train").num_rows == kept
+    (step,) = json.loads((out / "report.json").read_text())["steps"]
+    assert (step["num_perm"], step["shingle_size"], step["max_chars"]) == (128, 3, None)
 
 
 def test_decontamination_in_one_line(tmp_path: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests import http_server
 
 SHA = "a" * 40
 CARD = """---
@@ -41,43 +40,28 @@ FILES = {
 }
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
+class _Hub(http_server.Handler):
     """The data set `owner/pairs` at one commit; nothing else exists."""
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         if "/owner/pairs" not in path:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            self.reply(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif "/tree/" in path:
-            self._send(200, json.dumps(_listing(path.partition(f"/tree/{SHA}")[2].strip("/"))).encode())
+            self.reply(200, _listing(path.partition(f"/tree/{SHA}")[2].strip("/")))
         elif "/resolve/" in path:
             self._file(path.partition("/resolve/")[2].partition("/")[2])
         else:
             about = {"id": "owner/pairs", "sha": SHA, "siblings": [{"rfilename": name} for name in FILES]}
-            self._send(200, json.dumps(about).encode())
+            self.reply(200, about)
 
     do_HEAD = do_GET
 
     def _file(self, name: str) -> None:
         if name in FILES:
-            self._send(200, FILES[name], {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha1(FILES[name]).hexdigest()}"'})
+            self.reply(200, FILES[name], {"X-Repo-Commit": SHA, "ETag": f'"{hashlib.sha1(FILES[name]).hexdigest()}"'})
         else:
-            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-
-    def _send(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {
-            "Content-Length": str(len(body)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+            self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
 
 
 def _listing(folder: str) -> list[dict[str, Any]]:
@@ -95,10 +79,6 @@ def _listing(folder: str) -> list[dict[str, Any]]:
 @contextmanager
 def hub() -> Iterator[str]:
     """The server's address, while it runs."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    server = http_server.Server(_Hub)
+    with http_server.running(server):
+        yield server.address

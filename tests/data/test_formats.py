@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf.data.load import Stream
 from rlhf.data.recognise_format import choose
 from rlhf.data.rows import Located, grades_of, kind_of
 from rlhf.errors import DataError
@@ -165,6 +166,59 @@ def test_what_fits_nothing_gets_a_line_to_paste(tmp_path: Path) -> None:
     assert [r.data for r in pasted.rows] == [{"prompt": "q", "completion": "a"}]
 
 
+BINARIZED = {
+    "prompt": "q",
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}],
+    "score_chosen": 8.0,
+    "score_rejected": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "format"),
+    [
+        ({"preference"}, "preference"),
+        ({"preference", "ranking"}, "preference"),
+        ({"demonstration"}, "messages"),
+        ({"prompt"}, "messages"),
+    ],
+)
+def test_the_method_decides_between_two_readings(tmp_path: Path, kinds: set[str], format: str) -> None:
+    """The columns of UltraFeedback, binarized. For PPO either reading is good: both give the same prompt."""
+    source = SourceSection(path=lines(tmp_path / "r.jsonl", [BINARIZED, BINARIZED]))
+    stream = Stream([source], kinds=kinds)
+    assert len(list(stream)) == 2 and stream.sources[0]["format"] == format
+    with pytest.raises(DataError, match="can be read in 2 ways"):
+        list(Stream([source]))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "data", "line"),
+    [
+        (None, {"Q": "q", "A": "a"}, "format: demonstration, columns: {prompt: Q, completion: A}"),
+        ({"demonstration"}, {"Q": "q", "A": "a"}, "format: demonstration, columns: {prompt: Q, completion: A}"),
+        ({"preference"}, {"Q": "q", "good": "a", "bad": "b"}, "format: preference, columns: {prompt: <the column"),
+        ({"preference"}, {"Q": "q", "better": "a", "worse": "b"}, "{prompt: Q, chosen: better, rejected: worse}"),
+        ({"preference", "ranking"}, {"Q": "q", "answers": ["a", "b"]}, "columns: {prompt: Q, best_first: answers}"),
+        (None, {"prompt": "q", "response": ["a", "b"]}, "format: ranking, columns: {prompt: prompt, best_first: response}"),
+    ],
+)  # fmt: skip
+def test_what_is_offered_is_what_the_method_takes(tmp_path: Path, kinds: Any, data: dict, line: str) -> None:
+    source = SourceSection(path=lines(tmp_path / "r.jsonl", [data]))
+    with pytest.raises(DataError) as error:
+        list(Stream([source], kinds=kinds))
+    assert line in str(error.value)
+    assert kinds in (None, {"demonstration"}) or "demonstration" not in str(error.value)
+
+
+def test_a_line_to_paste_reads_answers_that_are_listed_best_first(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", [{"prompt": "q", "response": ["best", "good", "bad"]}])
+    (found,) = load_one(path, format="ranking", columns={"prompt": "prompt", "best_first": "response"}).rows
+    assert found.data == {"prompt": "q", "completions": ["best", "good", "bad"], "ranking": [0, 1, 2]}
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
@@ -232,17 +286,15 @@ def test_the_real_alpaca_texts_are_what_its_authors_rendered() -> None:
 
 
 def test_the_real_rankings_agree_with_the_scores_they_were_made_of() -> None:
-    """An order read as ranks would disagree on every 3-cycle."""
     scored = {r.data["prompt"]: r.data for r in load_one(real("ko_rankings/scored.jsonl")).rows}
     cycles = 0
     for located in load_one(real("ko_rankings/kochatgpt_2_RM.derived.json")).rows:
-        data = located.data
-        if data["ranking"] not in ([1, 2, 0], [2, 0, 1]) or data["prompt"] not in scored:
+        data, source = located.data, scored.get(located.data["prompt"])
+        if data["ranking"] not in ([1, 2, 0], [2, 0, 1]) or source is None:
             continue
-        source = scored[data["prompt"]]
         score_of = dict(zip(source["completions"], source["scores"], strict=True))
         scores = [score_of[c] for c in data["completions"]]
-        assert sorted(range(3), key=lambda i: -scores[i]) == data["ranking"]
-        assert sorted(range(3), key=lambda i: -grades_of(data)[i]) == data["ranking"]
+        for values in (scores, grades_of(data)):
+            assert sorted(range(3), key=lambda i, v=values: -v[i]) == data["ranking"]
         cycles += 1
     assert cycles > 50

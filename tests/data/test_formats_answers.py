@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from rlhf.data.load import Stream
 from rlhf.errors import DataError, RecipeError
+from rlhf.recipe.sections import SourceSection
 from tests.data.support import lines, load_one, real, refused, row
 
 QAS = [
@@ -94,9 +96,9 @@ def test_the_real_korquad() -> None:
 
 
 def test_alpaca_in_korean_and_as_one_likes() -> None:
-    korean = row("alpaca", None, "alpaca_ko", instruction="인사해", input="", output="안녕")
+    korean = row("alpaca", None, "kochatgpt", instruction="인사해", input="", output="안녕")
     assert korean["prompt"].endswith("### Instruction(명령어):\n인사해\n\n### Response(응답):")
-    with_input = row("alpaca", None, "alpaca_ko", instruction="옮겨", input="hi {instruction}", output="안녕")["prompt"]
+    with_input = row("alpaca", None, "kochatgpt", instruction="옮겨", input="hi {instruction}", output="안녕")["prompt"]
     assert "추가적 맥락" in with_input and with_input.endswith(
         "### Input(입력):\nhi {instruction}\n\n### Response(응답):"
     )
@@ -112,9 +114,10 @@ def test_alpaca_in_korean_and_as_one_likes() -> None:
         (
             "alpaca",
             "alpca",
-            r"holds no column; it may hold {instruction}, {input} \(or one of the names alpaca, alpaca_ko\)",
+            r"holds no column; it may hold {instruction}, {input} \(or one of the names alpaca, kochatgpt\)",
         ),
         ("alpaca", "{promt}", r"there is no {promt} in this format; it may hold {instruction}, {input}"),
+        ("alpaca", "alpaca_ko", "one of the names alpaca, kochatgpt"),
         ("demonstration", "{prompt}", "this format takes none"),
     ],
 )
@@ -124,6 +127,44 @@ def test_a_template_that_cannot_be_filled_is_an_error_of_the_recipe(
     path = lines(tmp_path / "r.jsonl", [{"instruction": "i", "output": "o", "prompt": "p", "completion": "c"}])
     with pytest.raises(RecipeError, match=message):
         load_one(path, format=format, template=template)
+
+
+def test_a_template_of_ones_own_has_two_shapes(tmp_path: Path) -> None:
+    rows = [{"instruction": "a", "input": "b", "output": "c"}, {"instruction": "d", "input": "", "output": "e"}]
+    path = lines(tmp_path / "r.jsonl", rows)
+    with_input, without = "ask: {instruction}\ninput: {input}\n", "ask: {instruction}\n"
+    loaded = load_one(path, template=with_input, template_no_input=without)
+    assert [r.data["prompt"] for r in loaded.rows] == ["ask: a\ninput: b\n", "ask: d\n"]
+    loaded = load_one(path, template=with_input)  # no prompt with an empty heading
+    assert [r.data["prompt"] for r in loaded.rows] == ["ask: a\ninput: b\n"]
+    assert loaded.dropped == {"input: is empty, and the template has an {input}": 1}
+    assert "template_no_input" in loaded.quarantine.entries[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "{instruction}{input}", "template_no_input": "{input}"}, "take {input} out of it"),
+        ({"template_no_input": "{instruction}"}, "needs a template of your own"),
+        ({"template": "kochatgpt", "template_no_input": "{instruction}"}, "needs a template of your own"),
+        ({"template": "{instruction}", "template_no_input": "none"}, "holds no column"),
+    ],
+)
+def test_a_second_shape_that_does_not_fit_the_first(tmp_path: Path, options: dict, message: str) -> None:
+    path = lines(tmp_path / "r.jsonl", [{"instruction": "i", "output": "o"}])
+    with pytest.raises(RecipeError, match=message):
+        load_one(path, **options)
+
+
+def test_the_method_says_whether_the_answer_or_the_pair_is_meant(tmp_path: Path) -> None:
+    data = {"instruction": "i", "output": "o", "chosen": "a", "rejected": "b"}
+    path = lines(tmp_path / "r.jsonl", [data])
+    source = [SourceSection(path=path)]
+    (row,) = list(Stream(source, kinds={"preference"}))
+    assert (row.data["chosen"], row.data["rejected"]) == ("a", "b")
+    for kinds in (None, {"demonstration"}):
+        with pytest.raises(DataError, match=r"both an answer .* and a pair .*format: alpaca"):
+            list(Stream(source, kinds=kinds))
 
 
 def test_alpaca_with_two_answers(tmp_path: Path) -> None:

@@ -112,6 +112,19 @@ def test_texts_are_found_with_their_place(tmp_path: Path) -> None:
     assert "chosen 1" in findings["texts_no_words"].what and "rejected 1" in findings["texts_template"].what
 
 
+def test_the_quotes_that_kochatgpts_file_has_are_found(tmp_path: Path) -> None:
+    """Its file is recognised as demonstrations, which keep every character."""
+    rows = [
+        {"prompt": "하나", "completion": "'저는 하나입니다.\\n끝", "tokens": 9},
+        {"prompt": "둘", "completion": "저는 둘입니다.'", "tokens": 9},
+        {"prompt": "셋", "completion": "'저는 셋입니다.'", "tokens": 9},
+        {"prompt": "넷", "completion": "저는 '넷'입니다. It's fine, isn't it?", "tokens": 9},
+        {"prompt": "다섯", "completion": "'다섯'이라고 합니다.", "tokens": 9},
+    ]
+    finding = from_rows(tmp_path, rows)["texts_stray_quote"]
+    assert finding.count == 3 and "kochatgpt_sft" in finding.advice and str(finding.example).endswith("rows.jsonl:1")
+
+
 def test_boilerplate_and_other_scripts(tmp_path: Path) -> None:
     rows = [r | {"rejected": "I cannot"} if i < 6 else r for i, r in enumerate(SOUND)]
     rows[9] = rows[9] | {"chosen": "좋은 영화였습니다"}

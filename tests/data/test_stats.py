@@ -166,10 +166,10 @@ def test_tokens_are_those_of_training(tmp_path: Path, template: TemplateSection)
 def test_rows_that_the_template_refuses_are_counted(tmp_path: Path) -> None:
     chat = {"prompt": [{"role": "user", "content": "hi"}], "completion": [{"role": "assistant", "content": "ho"}]}
     path = lines(tmp_path / "r.jsonl", [chat, chat])
-    target = Target("t", target_of(path).splits, method="sft", template=TemplateSection())
-    split = measure(target, Counting(TokenLengths(tiny_tokenizer(), TemplateSection()), "tokens", "tiny"))["splits"][
-        "all"
-    ]
+    target = Target("t", target_of(path).splits, method="sft", template=TemplateSection(kind="plain"))
+    split = measure(target, Counting(TokenLengths(tiny_tokenizer(), TemplateSection(kind="plain")), "tokens", "tiny"))[
+        "splits"
+    ]["all"]
     assert split["refused_by_template"] == {"rows": 2, "example": f"{path}:1"} and split["lengths"] == {}
     as_chat = measure(target, Counting(TokenLengths(tiny_tokenizer(), None), "tokens", "tiny"))["splits"]["all"]
     assert as_chat["refused_by_template"]["rows"] == 0 and as_chat["lengths"]["completion"]["p50"] >= 2
@@ -280,10 +280,18 @@ def test_the_page_is_whole_and_escaped(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     path = lines(tmp_path / "r.jsonl", PAIRS)
     arguments = ["data", "stats", path, "--json", str(tmp_path / "s.json"), "--html", str(tmp_path / "s.html")]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})  # no path is too long for a line
     assert result.exit_code == 0, result.output
-    assert "\x1b" not in result.output and f"{path}:2" in result.output
+    assert "\x1b" not in result.output
+    assert f"{path}:2" in "".join(result.output.split())  # a long path is broken over lines
     saved = json.loads((tmp_path / "s.json").read_text())
     assert saved == json.loads(json.dumps(stats(path)))
     assert (tmp_path / "s.html").read_text().startswith("<!doctype html>")
     assert CliRunner().invoke(app, ["data", "stats", path, "--max-length", "9"]).exit_code == 2
+
+
+def test_one_is_not_said_in_the_plural(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", PAIRS[:1])
+    said = CliRunner().invoke(app, ["data", "stats", path], env={"COLUMNS": "1000"}).output
+    assert "all: 1 row " in said and "1 different, 0 repeats" in said
+    assert "1 times" not in said and "1 repeat," not in said

@@ -14,7 +14,7 @@ from rlhf.data.rows import Located
 from rlhf.data.stats.chunk import characters, chunks
 from rlhf.data.stats.lengths import LengthBias, SideLengths
 from rlhf.data.stats.numbers import Moments, cohens_d, histogram, percentile, summary, wilson
-from rlhf.data.stats.repeats import EXCERPT, SHARED_FROM, Frequent, Places, Repeats, leakage, normalised
+from rlhf.data.stats.repeats import EXCERPT, SHARED_FROM, Frequent, Repeats, RowNames, leakage, normalised
 from rlhf.data.stats.scripts import DOMINANT, scripts_of
 
 WORDS = st.sampled_from(["yes", "no", "Yes", " yes", "maybe", "a\nb", "a b", "ä", "a\u0308"])
@@ -218,7 +218,7 @@ def test_digits_apart_are_not_digits_together() -> None:
 
 def test_places_in_runs() -> None:
     rows = [("a", 1), ("a", 2), ("a", 5), ("b", 6), ("b", 7), ("b", 7)]
-    places = Places()
+    places = RowNames()
     for file, row in rows:
         places.add(Located(file, row, {}))
     assert [places[i] for i in range(6)] == [f"{file}:{row}" for file, row in rows]

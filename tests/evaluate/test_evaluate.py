@@ -181,7 +181,7 @@ def test_what_cannot_work_is_said_before_anything_is_sampled(
     def sampled(*_: Any, **__: Any) -> None:
         raise AssertionError("sampled")
 
-    monkeypatch.setattr("rlhf.generation.in_process.TransformersEngine.generate", sampled)
+    monkeypatch.setattr("rlhf.generation.in_process.InProcessEngine.generate", sampled)
     sections = {key: models.get(value, value) if isinstance(value, str) else value for key, value in sections.items()}
     with pytest.raises(RecipeError, match=message):
         evaluate(recipe_of("AB", **sections))
@@ -203,3 +203,35 @@ def test_the_same_recipe_gives_the_same_samples(recipe_of: Make) -> None:
     assert rows_of(recipe) == first
     evaluate(recipe_of("AB", seed=1))
     assert rows_of(recipe) != first
+
+
+def test_a_ranking_is_measured_as_all_its_pairs(models: dict[str, str], tmp_path: Path) -> None:
+    ranking = [{"prompt": "I like", "completions": [" it", " a film", " no", " yes"], "scores": [2.0, 1.0, 1.0, 3.0]}]
+    best, better, worse = " yes", " it", (" a film", " no")
+    order = [(best, better), *((best, w) for w in worse), *((better, w) for w in worse)]
+    pairs = [{"prompt": "I like", "chosen": c, "rejected": r} for c, r in order]
+    whole, apart = (
+        reward_accuracy(
+            models["R"],
+            [SourceSection(path=write_rows(tmp_path / f"{name}.jsonl", rows))],
+            TemplateSection(),
+            dtype="float32",
+            device="cpu",
+            seed=0,
+        )
+        for name, rows in (("ranking", ranking), ("pairs", pairs))
+    )
+    assert (whole["pairs"], whole["prompts"]) == (5, 1)  # the two that are tied make no pair
+    assert whole["accuracy"] == apart["accuracy"]
+    assert whole["margin"] == pytest.approx(apart["margin"], abs=1e-5)
+
+
+def test_every_long_step_is_announced(recipe_of: Make, models: dict[str, str], tmp_path: Path, capfd: Any) -> None:
+    pairs = [{"path": write_rows(tmp_path / "pairs.jsonl", PAIRS)}]
+    evaluate(recipe_of("AB", reward_model=models["R"], preferences=pairs))
+    said = capfd.readouterr().err
+    places = [said.index(what) for what in (
+        "loading A", "A: log-probabilities of 7 held-out pairs", "loading the judges", "sampling A", "loading B",
+        "sampling B", "B: KL to A", "scoring with letters", "on the held-out pairs",
+    )]  # fmt: skip
+    assert places == sorted(places)

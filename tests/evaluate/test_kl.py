@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf.evaluate.sampling import sampled_kl
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import Sample
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
@@ -70,7 +71,7 @@ def test_the_mean_over_drawn_samples_is_the_exact_kl() -> None:
         )
     exact = float((own.exp() * (own - ref)).sum())
     sampling = SamplingSection(max_new_tokens=1, n=2000, temperature=temperature)
-    (group,) = TransformersEngine(policy, tokenizer).generate([prompt], sampling, seed=0)
+    (group,) = InProcessEngine(policy, tokenizer).generate([prompt], sampling, seed=0)
     ratios = sampled_kl(policy, reference, [[Sample("", prompt, c) for c in group]], temperature)[0]
     assert exact > 0.1
     assert abs(ratios.mean() - exact) < 4 * ratios.std() / len(ratios) ** 0.5

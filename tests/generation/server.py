@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests import http_server
 
 Fault = Callable[["Handler", dict[str, Any]], None]
 
@@ -21,16 +20,12 @@ def answer_to(prompt: str) -> str:
     return f"<{prompt[::-1]}>"
 
 
-class FakeServer(ThreadingHTTPServer):
+class FakeServer(http_server.Server):
     """What it was asked is in `bodies`, `headers`, `tries` (by prompt); `most_at_once` is the width of its load."""
 
-    daemon_threads = True
-    request_queue_size = 256
-
     def __init__(self, faults: Callable[[str, int], str | None], *, owned_by: str, key: str | None, seconds: float):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.faults, self.owned_by, self.key, self.seconds = faults, owned_by, key, seconds
-        self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
         self.paths: Counter[str] = Counter()
         self.tries: Counter[str] = Counter()
@@ -45,14 +40,10 @@ class FakeServer(ThreadingHTTPServer):
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are part of the test."""
+        return f"{self.address}/v1"
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(http_server.Handler):
     server: FakeServer
 
     def setup(self) -> None:
@@ -60,9 +51,6 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.connections += 1
             self.server.open.append(self.connection)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         if not self._admitted():
@@ -76,7 +64,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"error": {"message": "no such page"}})
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.read_json()
         server = self.server
         prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         with server.lock:
@@ -125,14 +113,6 @@ class Handler(BaseHTTPRequestHandler):
             choices.append({"index": i, "finish_reason": "length" if short else "stop", **said})
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 7 * len(choices)}
         self.reply(200, {"choices": choices, "usage": usage})
-
-    def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
 
     def hang_up(self, sent: bytes = b"") -> None:
         with suppress(OSError):
@@ -208,14 +188,10 @@ def serving(
 ) -> Iterator[FakeServer]:
     """A running server; `seconds` is what each request takes at least."""
     server = FakeServer(faults, owned_by=owned_by, key=key, seconds=seconds)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
     try:
-        yield server
+        with http_server.running(server):
+            yield server
     finally:
-        server.shutdown()
-        server.server_close()
         for connection in server.open:
             with suppress(OSError):
                 connection.shutdown(2)
-        thread.join()

@@ -23,8 +23,8 @@ from transformers import (
 
 from rlhf.errors import RecipeError
 from rlhf.generation import decoding
-from rlhf.generation.decoding import Decoder, Prompt
-from rlhf.generation.in_process import TransformersEngine
+from rlhf.generation.decoding import Decoder, TokenPrompt
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from tests.tiny import tiny_tokenizer
@@ -79,21 +79,21 @@ def model_of(family: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **FAMILIES[family], **ids)).eval()
 
 
-def engine_of(family: str) -> TransformersEngine:
-    return TransformersEngine(Policy(model_of(family), pad_token_id=0), tiny_tokenizer())
+def engine_of(family: str) -> InProcessEngine:
+    return InProcessEngine(Policy(model_of(family), pad_token_id=0), tiny_tokenizer())
 
 
 @pytest.fixture(scope="module")
-def llama() -> TransformersEngine:
+def llama() -> InProcessEngine:
     return engine_of("llama")
 
 
-def decoder(engine: TransformersEngine, sampling: SamplingSection) -> Decoder:
+def decoder(engine: InProcessEngine, sampling: SamplingSection) -> Decoder:
     return Decoder(engine.policy.eval(), sampling, seed=0, ended=lambda rows: engine._ended(rows, []))
 
 
-def prompts() -> Iterator[Prompt]:
-    return (Prompt(i, i, ids) for i, ids in enumerate(PROMPTS))
+def prompts() -> Iterator[TokenPrompt]:
+    return (TokenPrompt(i, i, ids) for i, ids in enumerate(PROMPTS))
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
@@ -113,7 +113,7 @@ def test_every_row_says_what_generate_says_alone(family: str, batch_size: int) -
 
 def test_the_families_take_the_ways_they_are_here_for() -> None:
     """Else the test above would pass on one way only."""
-    ways = {family: (e.policy.segments, decoder(e, SamplingSection())._flowing) for family, e in
+    ways = {family: (e.policy.segments, decoder(e, SamplingSection())._continuous) for family, e in
             ((family, engine_of(family)) for family in FAMILIES)}  # fmt: skip
     assert ways == {
         "llama": (True, True), "mistral": (True, True), "gemma2": (False, True), "gemma3_text": (True, True),
@@ -133,13 +133,13 @@ def test_samples_do_not_hang_on_their_neighbours(family: str) -> None:
     assert len({tuple(ids) for group in said.values() for ids in group}) > 2 * len(PROMPTS)  # no samples of one draw
 
 
-def test_prompts_in_several_passes_give_the_same(llama: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_in_several_passes_give_the_same(llama: InProcessEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = SamplingSection(temperature=0, max_new_tokens=10)
     whole = dict(decoder(llama, sampling).run(prompts()))
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 4)
     passes = []
-    enter = Decoder._enter
-    monkeypatch.setattr(Decoder, "_enter", lambda self, group: passes.append(len(group)) or enter(self, group))
+    prefill = Decoder._prefill
+    monkeypatch.setattr(Decoder, "_prefill", lambda self, group: passes.append(len(group)) or prefill(self, group))
     assert dict(decoder(llama, sampling).run(prompts())) == whole
     assert sum(passes) == len(PROMPTS) and len(passes) > 3
 
@@ -154,7 +154,7 @@ def test_a_pass_of_prompts_stays_under_its_budget(family: str, monkeypatch: pyte
         lambda _, args, inputs: passes.append(inputs["input_ids"].numel()), with_kwargs=True
     )
     lengths = (30, 1, 1, 1, 1, 1, 50)
-    some = (Prompt(i, i, [20 + i] * length) for i, length in enumerate(lengths))
+    some = (TokenPrompt(i, i, [20 + i] * length) for i, length in enumerate(lengths))
     list(decoder(engine, SamplingSection(temperature=0, max_new_tokens=1)).run(some))
     assert sorted(passes) == ([35, 50] if family == "llama" else [5, 30, 50])
 
@@ -175,19 +175,19 @@ def test_a_batch_is_let_go_before_the_next_is_computed() -> None:
     assert len(caches) == 4 and set(alive) == {1}
 
 
-def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_place(llama: TransformersEngine) -> None:
+def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_place(llama: InProcessEngine) -> None:
     """Ends are set by hand: a row ends after as many tokens as its prompt's tag says."""
     read: list[int] = []
     lengths = {0: 9, 1: 2, 2: 2, 3: 2}
 
-    def waiting() -> Iterator[Prompt]:
+    def waiting() -> Iterator[TokenPrompt]:
         for tag in lengths:
             read.append(tag)
-            yield Prompt(tag, tag, [tag + 20])
+            yield TokenPrompt(tag, tag, [tag + 20])
 
     at_work = Decoder(
         llama.policy, SamplingSection(max_new_tokens=12, batch_size=2), seed=0,
-        ended=lambda rows: [len(row.ids) == lengths[row.prompt.tag] for row in at_work._rows],
+        ended=lambda rows: [len(row.ids) == lengths[row.prompt.tag] for row in at_work._running],
     )  # fmt: skip
     run = at_work.run(waiting())
     tag, [ids] = next(run)
@@ -197,12 +197,12 @@ def test_a_prompt_comes_out_when_its_last_sample_ended_and_the_next_takes_its_pl
     assert [(tag, len(ids)) for tag, [ids] in run] == [(0, 9)]
 
 
-def test_no_row_says_more_than_it_may(llama: TransformersEngine) -> None:
+def test_no_row_says_more_than_it_may(llama: InProcessEngine) -> None:
     said = dict(decoder(llama, SamplingSection(n=2, max_new_tokens=3, batch_size=4)).run(prompts()))
     assert {len(ids) for group in said.values() for ids in group if ids[-1] not in llama.stop_ids} == {3}
 
 
-def test_between_results_the_policy_is_in_the_mode_it_was_in(llama: TransformersEngine) -> None:
+def test_between_results_the_policy_is_in_the_mode_it_was_in(llama: InProcessEngine) -> None:
     """Two streams at once and a policy in training: one must not leave the other, or its owner, in the wrong mode."""
     sampling = SamplingSection(n=2, max_new_tokens=8, batch_size=2)
     alone = dict(llama.samples(prompts(), sampling, seed=0))
@@ -224,7 +224,7 @@ def test_between_results_the_policy_is_in_the_mode_it_was_in(llama: Transformers
     assert dict(said) == alone
 
 
-def test_a_policy_in_training_is_sampled_from_in_evaluation_mode_and_given_back(llama: TransformersEngine) -> None:
+def test_a_policy_in_training_is_sampled_from_in_evaluation_mode_and_given_back(llama: InProcessEngine) -> None:
     modes: list[bool] = []
     handle = llama.policy.transformer.register_forward_hook(lambda module, *_: modes.append(module.training))
     llama.policy.train()
@@ -237,7 +237,7 @@ def test_a_policy_in_training_is_sampled_from_in_evaluation_mode_and_given_back(
     assert modes and not any(modes)
 
 
-def test_float32_weights_are_cast_to_bf16_once_a_call(llama: TransformersEngine) -> None:
+def test_float32_weights_are_cast_to_bf16_once_a_call(llama: InProcessEngine) -> None:
     """Not at every token, which would take longer than the token."""
     weight = llama.policy.transformer.model.layers[0].mlp.up_proj.weight
     casts = []
@@ -248,7 +248,7 @@ def test_float32_weights_are_cast_to_bf16_once_a_call(llama: TransformersEngine)
                 casts.append(kwargs)
             return func(*args, **(kwargs or {}))
 
-    engine = TransformersEngine(Policy(llama.policy.model, pad_token_id=0, bf16=True), tiny_tokenizer())
+    engine = InProcessEngine(Policy(llama.policy.model, pad_token_id=0, bf16=True), tiny_tokenizer())
     with Watch():
         engine.generate(PROMPTS, SamplingSection(max_new_tokens=6, batch_size=2), seed=0)
     assert len(casts) == 1
@@ -259,7 +259,7 @@ def test_prompts_beyond_the_positions_of_the_model_are_refused() -> None:
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=400, bos_token_id=0, eos_token_id=0, n_positions=32, n_embd=32, n_layer=2, n_head=4)
     )
-    engine = TransformersEngine(Policy(model, pad_token_id=0), tiny_tokenizer())
+    engine = InProcessEngine(Policy(model, pad_token_id=0), tiny_tokenizer())
     sampling = SamplingSection(max_new_tokens=5)
     assert [len(group) for group in engine.generate([[7] * 27, [7]], sampling, seed=0)] == [1, 1]
     with pytest.raises(RecipeError, match=r"sampling.max_new_tokens: .* 28 tokens; with 5 .* 32 positions"):
@@ -270,4 +270,4 @@ def test_a_model_that_keeps_its_state_elsewhere_is_refused() -> None:
     """Mamba's forward takes `cache_params` and ignores `past_key_values`: it would forget its prompt without a word."""
     model = MambaForCausalLM(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=8))
     with pytest.raises(RecipeError, match=r"MambaForCausalLM .* past_key_values"):
-        TransformersEngine(Policy(model, pad_token_id=0, batching="padded"), tiny_tokenizer())
+        InProcessEngine(Policy(model, pad_token_id=0, batching="padded"), tiny_tokenizer())

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from rlhf.generation.choosing import choose_tokens
-from rlhf.generation.in_process import TransformersEngine
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from tests.tiny import tiny_tokenizer
@@ -19,21 +19,21 @@ PROMPTS = ["The film was", "I", "It is a good day to see the sea and"]
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[TransformersEngine]:
+def engine() -> Iterator[InProcessEngine]:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, initializer_range=0.5, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    yield TransformersEngine(Policy(LlamaForCausalLM(config), pad_token_id=0), tokenizer)
+    yield InProcessEngine(Policy(LlamaForCausalLM(config), pad_token_id=0), tokenizer)
 
 
-def ids(engine: TransformersEngine) -> list[list[int]]:
+def ids(engine: InProcessEngine) -> list[list[int]]:
     return [engine.tokenizer(p).input_ids for p in PROMPTS]
 
 
-def test_greedy_equals_generate(engine: TransformersEngine) -> None:
+def test_greedy_equals_generate(engine: InProcessEngine) -> None:
     ours = engine.generate(ids(engine), SamplingSection(temperature=0, max_new_tokens=20), seed=0)
     for prompt, [completion] in zip(ids(engine), ours, strict=True):
         greedy = GenerationConfig(
@@ -43,7 +43,7 @@ def test_greedy_equals_generate(engine: TransformersEngine) -> None:
         assert completion.ids == theirs.tolist()
 
 
-def test_the_same_seed_gives_the_same_samples_whatever_the_batch(engine: TransformersEngine) -> None:
+def test_the_same_seed_gives_the_same_samples_whatever_the_batch(engine: InProcessEngine) -> None:
     sampling = SamplingSection(n=3, max_new_tokens=12)
     wide = engine.generate(ids(engine), sampling, seed=7)
     narrow = engine.generate(ids(engine), sampling.model_copy(update={"batch_size": 3}), seed=7)
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(engine: Transfo
     assert len({tuple(c.ids) for c in wide[0]}) > 1
 
 
-def test_rows_stop_at_a_stop_token_and_say_so(engine: TransformersEngine) -> None:
+def test_rows_stop_at_a_stop_token_and_say_so(engine: InProcessEngine) -> None:
     sampling = SamplingSection(n=64, max_new_tokens=40)
     rows = [c for group in engine.generate(ids(engine), sampling, seed=0) for c in group]
     for row in rows:
@@ -62,7 +62,7 @@ def test_rows_stop_at_a_stop_token_and_say_so(engine: TransformersEngine) -> Non
     assert {row.ended for row in rows} == {True, False}
 
 
-def test_a_stop_string_ends_the_text_before_it(engine: TransformersEngine) -> None:
+def test_a_stop_string_ends_the_text_before_it(engine: InProcessEngine) -> None:
     free = SamplingSection(n=8, max_new_tokens=30)
     texts = [c.text for c in engine.generate(ids(engine)[:1], free, seed=3)[0]]
     stop = next(t[5:7] for t in texts if len(t) > 12)
@@ -73,7 +73,7 @@ def test_a_stop_string_ends_the_text_before_it(engine: TransformersEngine) -> No
         assert after.ended or stop not in before
 
 
-def test_a_models_own_generation_config_does_not_leak_in(engine: TransformersEngine) -> None:
+def test_a_models_own_generation_config_does_not_leak_in(engine: InProcessEngine) -> None:
     sampling = SamplingSection(temperature=0, max_new_tokens=20)
     plain = engine.generate(ids(engine), sampling, seed=0)
     before = engine.policy.transformer.generation_config

@@ -30,11 +30,11 @@ def layered(keys: Tensor) -> SimpleNamespace:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rows_that_come_and_go_keep_what_is_theirs(data: st.DataObject) -> None:
-    cache, width, unique = RowCache(slots=4), 0, 0
+    cache, width, unique = RowCache(max_rows=4), 0, 0
     rows: list[Tensor] = []  # what each row holds, [heads, its own columns, dim]
     for _ in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["join", "token", "keep"])) if rows else "join"
-        if action == "join":
+        action = data.draw(st.sampled_from(["add", "token", "keep"])) if rows else "add"
+        if action == "add":
             lengths = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=2))
             samples = data.draw(st.integers(1, 2))
             new = block(len(lengths), max(lengths), unique)
@@ -43,7 +43,7 @@ def test_rows_that_come_and_go_keep_what_is_theirs(data: st.DataObject) -> None:
             if rows and target != width:
                 cache.realign(longest, target)
             width = target
-            cache.join(layered(new), samples, width)  # type: ignore[arg-type]
+            cache.add_rows(layered(new), samples, width)  # type: ignore[arg-type]
             for one, length in zip(new, lengths, strict=True):
                 rows += [one[:, max(lengths) - length :]] * samples
             unique += new.numel()
@@ -69,8 +69,8 @@ def test_rows_that_come_and_go_keep_what_is_theirs(data: st.DataObject) -> None:
 
 
 def test_a_token_is_written_in_place() -> None:
-    cache = RowCache(slots=2)
-    cache.join(layered(block(2, 3, 0)), 1, 3)  # type: ignore[arg-type]
+    cache = RowCache(max_rows=2)
+    cache.add_rows(layered(block(2, 3, 0)), 1, 3)  # type: ignore[arg-type]
     places = set()
     for _ in range(SPARE):
         cache.update(block(2, 1, 0), block(2, 1, 0), 0)
@@ -80,9 +80,9 @@ def test_a_token_is_written_in_place() -> None:
 
 def test_columns_that_no_row_needs_are_no_numbers_to_fear() -> None:
     """Attention gives a masked column the weight zero, and zero times NaN would be NaN."""
-    cache = RowCache(slots=3)
-    cache.join(layered(block(1, 5, 0)), 1, 5)  # type: ignore[arg-type]
-    cache.join(layered(block(1, 2, 0)), 1, 5)  # type: ignore[arg-type]
+    cache = RowCache(max_rows=3)
+    cache.add_rows(layered(block(1, 5, 0)), 1, 5)  # type: ignore[arg-type]
+    cache.add_rows(layered(block(1, 2, 0)), 1, 5)  # type: ignore[arg-type]
     assert torch.isfinite(cache.layers[0].keys).all()
 
 

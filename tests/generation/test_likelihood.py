@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import RecipeError
+from rlhf.generation.engine import Completion
 from rlhf.generation.engines import likelihood, open_engine
 from rlhf.generation.engines.likelihood import LastLines, drawn, free_lines, log_likelihoods
 from rlhf.generation.engines.sampling import last_line_pattern
 from rlhf.generation.engines.transformers_text import TransformersText
-from rlhf.generation.in_process import Completion
 from rlhf.generation.text_engine import Answer, OneLine, Request
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection

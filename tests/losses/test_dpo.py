@@ -175,6 +175,12 @@ def test_dpo_adds_up_over_microbatches(draw: Numbers, count: int, beta: float, s
     assert_adds_up(lambda i: _dpo([x[i] for x in four], beta, count, smoothing), np.arange(count), parts)
 
 
+def test_labels_are_not_smoothed_unless_asked() -> None:
+    four = dict.fromkeys(("chosen_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs"), tensor([-1.0]))
+    output = dpo_loss(**four, rejected_logprobs=tensor([-3.0]), beta=0.5, num_pairs=1)
+    assert output.loss.item() == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-15)  # -log sigmoid(0.5 x 2)
+
+
 def test_gradcheck() -> None:
     """PyTorch's own finite differences."""
     draw = Numbers(5, None)

@@ -71,3 +71,40 @@ def test_bfloat16_is_close_and_float32_out() -> None:
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_fewer_columns_than_rows_and_a_chunk_that_depends_on_the_vocabulary(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """11 rows of 4 numbers over 6 words: no size equals another, so none can stand in another's place."""
+    asked: list[int] = []
+    monkeypatch.setattr(logprobs, "_chunk_rows", lambda vocabulary: asked.append(vocabulary) or 3)
+    generator = torch.Generator().manual_seed(0)
+    weight, targets = torch.randn(6, 4, generator=generator), torch.randint(6, (11,), generator=generator)
+    rows = torch.randn(11, 4, generator=generator)
+    results = []
+    for function in (head_logprobs, plain):
+        hidden = rows.clone().requires_grad_()
+        options = {"temperature": temperature} if function is head_logprobs else {}
+        out = function(hidden, weight, None, targets, *(() if options else (temperature,)), **options)
+        out.square().sum().backward()
+        results.append((out.detach(), hidden.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert set(asked) == {6}
+
+
+def test_a_chunk_holds_256_mebibytes_of_logits_and_at_least_512_rows() -> None:
+    assert logprobs._chunk_rows(1000) == 67_108  # 268,435,456 bytes / 4 bytes / 1,000 words
+    assert logprobs._chunk_rows(262_144) == logprobs._chunk_rows(1_000_000) == 512
+
+
+def test_finished_logits_of_any_shape_at_temperature_one() -> None:
+    logits, targets = (
+        torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([[0, 4, 2], [1, 1, 3]]),
+    )
+    expected = torch.stack([torch.stack([row[t] for row, t in zip(*pair, strict=True)])
+                            for pair in zip(logits.log_softmax(-1), targets, strict=True)])  # fmt: skip
+    torch.testing.assert_close(logits_logprobs(logits, targets), expected)

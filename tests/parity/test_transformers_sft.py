@@ -76,7 +76,8 @@ def test_the_loop_trains_on_what_the_recipe_says(recipe_of: Recipes, model_folde
         recipe = recipe_of("sft", model_folder("llama"), sft={"loss_on": loss_on}, training=training)
         segments = rendered(recipe, DEMONSTRATIONS)
         stage = Sft(recipe, setup(recipe, segments))
-        [window] = stage.updates(0)
+        [update] = stage.updates(0)
+        window = update.microbatches
         assert len(window) == 3
         count = torch.tensor(float(sum(stage.count(m.batch) for m in window)))
         ours = sum(stage.forward_loss(stage.module, m.batch, count).loss.item() for m in window)

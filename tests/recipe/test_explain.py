@@ -9,6 +9,9 @@ import pytest
 
 from rlhf.errors import RecipeError
 from rlhf.recipe import load
+from rlhf.recipe.foreign_names import SAID, SAME
+from rlhf.recipe.schema import METHODS
+from rlhf.recipe.walk import section_at
 
 DPO = """\
 method: dpo
@@ -49,7 +52,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
           max_length: "10"
           template: {prompt: {prompt}}
           max_length: 5
-        dpo: {beta: 0, loss_type: kto}
+        dpo: {beta: 0, loss_type: ippo}
         lora: {target_modules: [1], r: 1.5}
         training: {lr: 3, bf16: yes, lr_scheduler_type: cosin, weight_decay: .nan, max_steps: abc}
         sft: {}
@@ -68,7 +71,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:8: data.template.prompt: expected text, got a section; put the text in quotes",
         "r.yaml:9: data.max_length: this key was already given on line 7",
         "r.yaml:10: dpo.beta: must be more than 0, got 0",
-        "r.yaml:10: dpo.loss_type: expected one of sigmoid, hinge, ipo; got the string 'kto'",
+        "r.yaml:10: dpo.loss_type: expected one of sigmoid, hinge, ipo; got the string 'ippo'; did you mean 'ipo'?",
         "r.yaml:11: lora.r: expected a whole number, got the number 1.5",
         "r.yaml:11: lora.target_modules.0: expected text, got the number 1; put the text in quotes",
         "r.yaml:12: training.lr_scheduler_type: expected one of constant, linear, cosine; got the string 'cosin'; "
@@ -201,3 +204,51 @@ def test_validators_name_the_key_at_fault() -> None:
     assert problems(path, "ppo.rewards=[{callable: 'a:b'}]") == [
         "r.yaml:9: ppo.num_mini_batches: must divide rollout_batch_size * sampling.n"
     ]
+
+
+@pytest.mark.parametrize("name", sorted(SAME))
+def test_names_of_other_trainers_are_answered_with_ours(name: str) -> None:
+    """Each of our keys in the table exists in some method's recipe, and the answer names it."""
+    keys = [part for part in SAME[name].split(".") if not part.isdigit()]
+    homes = [section_at(schema, tuple(keys[:-1])) for schema in METHODS.values()]
+    assert any(home is not None and keys[-1] in home.model_fields for home in homes)
+    assert any(
+        f": {name}: unknown key; write {SAME[name]} instead" in line for line in problems(write(DPO), f"{name}=1")
+    )
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_names_of_other_trainers_without_a_counterpart_say_what_to_do(name: str) -> None:
+    for key in (name, f"training.{name}"):
+        assert any(f": {key}: unknown key; {SAID[name]}" in line for line in problems(write(DPO), f"{key}=1"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.per_device_batch_size=1", "did you mean 'per_device_train_batch_size'?"),
+        ("training.warmup_ratio=0.1", "write training.warmup_steps: the ratio times the number of steps"),
+        ("lora_r=8", "write lora.r instead"),
+        ("training.fp16=true", "write training.bf16: true"),
+        ("logging.report_to=wandb", "expected a list, got the string 'wandb'; write [wandb]"),
+        ("training.quantization={}", "unknown key; quantization belongs at the left margin"),
+    ],
+)
+def test_suggestions_do_not_mislead(override: str, message: str) -> None:
+    assert any(message in line for line in problems(write(DPO), override))
+
+
+def test_a_missing_method_does_not_hide_the_rest() -> None:
+    found = problems(write("model: {name: base}\ntraining: {lr: 1}\ndpo: {}\nseeds: 1\n"))
+    assert sorted(found) == sorted(
+        [
+            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, dpo, data, generate, eval; "
+            "did you mean 'dpo'?",
+            "r.yaml:1: output_dir: required key is missing",
+            "r.yaml:1: model.name_or_path: required key is missing",
+            "r.yaml:1: data: required key is missing",
+            "r.yaml:1: model.name: unknown key; did you mean 'name_or_path'?",
+            "r.yaml:2: training.lr: unknown key; did you mean 'learning_rate'?",
+            "r.yaml:4: seeds: unknown key; did you mean 'seed'?",
+        ]
+    )

@@ -143,7 +143,8 @@ def test_rows_that_the_template_refuses(tmp_path: Path) -> None:
     rows = run(lines(tmp_path / "a.jsonl", [PAIR, chat]))
     assert rows.report["dropped"] == {"a list of messages needs template.kind": 1}
     with pytest.raises(DataError, match=r"b\.jsonl:1: prompt: a list of messages"):
-        run(lines(tmp_path / "b.jsonl", [chat]))
+        run(lines(tmp_path / "b.jsonl", [chat]), template=TemplateSection(kind="plain"))
+    assert run(lines(tmp_path / "b.jsonl", [chat])).report["template"] == "chat"
 
 
 def test_no_eval_sources_no_rows(tmp_path: Path) -> None:

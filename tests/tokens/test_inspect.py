@@ -18,6 +18,7 @@ from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.schema import RECIPE, row_kinds
 from rlhf.tokens.dataset import TokenizedRows, tokenize
 from rlhf.tokens.inspect import CLOSE, OPEN, _pieces, check_rows, inspect
+from rlhf.tokens.recipe_rows import with_template
 from rlhf.tokens.segments import pad
 from tests.data.support import console, lines
 from tests.tiny import CHATML, tiny_tokenizer
@@ -49,8 +50,8 @@ def test_a_pair(tmp_path: Path) -> None:
     assert "\nprompt: the film\n" in text
     assert f"chosen (margin 0.5): {OPEN} was good<|im_end|>{CLOSE}\n" in text
     assert f"rejected: {OPEN} was not<|im_end|>{CLOSE}\n" in text
-    assert "checked 2 completions of 1 rows" in text
-    assert "preference (recognised by its columns), 1 rows, 1 usable" in text
+    assert "checked 2 completions of 1 row:" in text
+    assert "preference (recognised by its columns), 1 row, 1 usable" in text
 
 
 def test_chat_trains_the_answer_only(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_as_many_rows_as_asked_for(tmp_path: Path) -> None:
         screen, out = console()
         inspect(recipe(path), screen, rows)
         assert out.getvalue().count("chosen: ") == expected
-        assert ("rows more" in out.getvalue()) == (expected < 6)
+        assert ("more (--rows" in out.getvalue()) == (expected < 6)
         screen, out = console()
         inspect(recipe(path, method="ppo", ppo=PPO), screen, rows)
         assert out.getvalue().count(" tokens: film") == expected
@@ -127,7 +128,7 @@ def test_a_ranking_of_three_shows_every_completion_with_its_grade(tmp_path: Path
         f"completion {i} (grade {g}): {OPEN}{c}<|im_end|>{CLOSE}" in text
         for i, g, c in ((0, 0, "a"), (1, 2, "b"), (2, 1, "c"))
     )
-    assert "checked 3 completions of 1 rows" in text
+    assert "checked 3 completions of 1 row:" in text
 
 
 # --- every invariant, broken ----------------------------------------------------------------------------------------
@@ -135,7 +136,8 @@ def test_a_ranking_of_three_shows_every_completion_with_its_grade(tmp_path: Path
 
 def sound(tmp_path: Path, **options: Any) -> tuple[Any, TokenizedRows]:
     """A recipe and its rows; the second row is the one that the tests break."""
-    found = recipe(lines(tmp_path / "r.jsonl", [PAIR, PAIR | {"prompt": "a film"}, PAIR | {"prompt": "it"}]), **options)
+    path = lines(tmp_path / "r.jsonl", [PAIR, PAIR | {"prompt": "a film"}, PAIR | {"prompt": "it"}])
+    found = with_template(recipe(path, **options))
     rows = tokenize(found.data, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     assert check_rows(rows, found, tiny_tokenizer()) == 6
     return found, rows
@@ -220,6 +222,20 @@ def test_a_cut_row_may_end_without_eos(tmp_path: Path) -> None:
     strict = recipe(path, method="sft", data={"max_length": 8, "on_overflow": "drop"})
     with pytest.raises(DataError, match=r"r\.jsonl:1: does not train EOS"):
         check_rows(rows, strict, tiny_tokenizer())
+
+
+def test_cut_rows_are_said_to_train_no_eos(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", [{"prompt": "the film", "completion": " was good 1 2 3 4 5 6 7 8"}])
+    text = shown(path, method="sft", data={"max_length": 8, "on_overflow": "truncate"})
+    assert "but 1 row was cut at max_length: a completion that was cut has lost its end, and trains no EOS" in text
+
+
+def test_more_rows_than_a_microbatch_go_on_to_the_next(tmp_path: Path) -> None:
+    path = lines(tmp_path / "r.jsonl", [PAIR | {"prompt": f"film {i}"} for i in range(5)])
+    screen, out = console()
+    inspect(recipe(path, training={"per_device_train_batch_size": 2}), screen, 100)
+    assert out.getvalue().count("chosen: ") == 5
+    assert "step 1, microbatch 1: 2 rows" in out.getvalue() and "step 3, microbatch 1: 1 row\n" in out.getvalue()
 
 
 TWICE = "{{ '<|im_start|>' }}" + CHATML

@@ -101,3 +101,54 @@ def test_a_token_budget_packs_in_order() -> None:
 def test_what_makes_no_sense_is_refused(options: dict) -> None:
     with pytest.raises(ValueError):
         Sampler(**({"lengths": [1]} | options))
+
+
+def test_the_dealing_by_hand() -> None:
+    """Seven rows over three slots: 3, 2, 2. Eight rows of two ranks with two steps of three: 2, 2, 2, 2."""
+    assert Sampler([1] * 7, batch_size=3, accumulation=3, shuffle=False).window(0) == [[0, 1, 2], [3, 4], [5, 6]]
+    ranks = [Sampler([1] * 8, batch_size=3, rank=r, world_size=2, accumulation=2, shuffle=False) for r in range(2)]
+    assert [sampler.window(0) for sampler in ranks] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+
+
+def test_a_budget_that_is_just_reached_is_not_exceeded() -> None:
+    sampler = Sampler([3, 5, 1, 8, 2, 6, 9], max_tokens=8, accumulation=2, shuffle=False)
+    assert [sampler.window(step) for step in range(sampler.steps_per_epoch)] == [[[0, 1], [2]], [[3], [4, 5]], [[6]]]
+    assert sampler.steps_per_epoch == 3
+    assert [sampler.epoch_of(step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert sampler.window(4) == [[3], [4, 5]]
+
+
+def test_what_a_sampler_refuses_and_takes() -> None:
+    for options in (
+        {"rank": -1},
+        {"rank": 2, "world_size": 2},
+        {"world_size": 0},
+        {"accumulation": 0},
+        {"max_tokens": -1},
+    ):
+        with pytest.raises(ValueError):
+            Sampler([1], **options)
+    last = Sampler([1], rank=1, world_size=2)
+    assert last.window(0) == [[]]
+    with pytest.raises(ValueError, match="count from 0"):
+        last.window(-1)
+
+
+def test_what_a_sampler_does_unless_asked() -> None:
+    """One row a step, shuffled with seed 0, on one rank."""
+    plain = Sampler([1] * 20)
+    assert [plain.window(step) for step in range(20)] == [
+        Sampler([1] * 20, batch_size=1, seed=0, shuffle=True, rank=0, world_size=1, accumulation=1).window(step)
+        for step in range(20)
+    ]
+    assert all(len(rows) == 1 for step in range(20) for rows in plain.window(step))
+
+
+def test_with_a_budget_an_epoch_may_have_another_number_of_steps() -> None:
+    sampler = Sampler([1 + i * 5 % 7 for i in range(24)], max_tokens=9, seed=2)
+    assert [sampler.steps_in(epoch) for epoch in range(4)] == [13, 14, 14, 13]
+    assert sampler.steps_per_epoch == 13
+    assert [sampler.total_steps(epochs) for epochs in (1, 1.5, 2, 3)] == [13, 20, 27, 41]
+    assert [sampler.epoch_of(step) for step in (12, 13, 26, 27, 40, 41)] == [0, 1, 1, 2, 2, 3]
+    rows = [i for step in range(13, 27) for batch in sampler.window(step) for i in batch]
+    assert sorted(rows) == list(range(24))

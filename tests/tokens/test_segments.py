@@ -73,3 +73,18 @@ def test_scoring_the_prompt_too(segments: list[Segment]) -> None:
 def test_a_segment_without_tokens_is_refused(parts: tuple) -> None:
     with pytest.raises(ValueError):
         Segment(*parts)
+
+
+def test_untrained_labels_are_what_transformers_ignores() -> None:
+    assert IGNORE_INDEX == torch.nn.CrossEntropyLoss().ignore_index == -100
+
+
+def test_completions_without_grades_all_have_grade_zero() -> None:
+    assert collate([Segment([1], [[2], [3]]), Segment([1], [[2], [3]], [1, 0])]).grades.tolist() == [0, 0, 1, 0]
+
+
+def test_a_batch_moves_with_all_its_tensors() -> None:
+    batch = collate([Segment([7, 7], [[1], [2, 2]], [1, 0], 0.5)])
+    moved = batch.to("meta")
+    assert moved.spans == batch.spans
+    assert all(value.is_meta for name, value in vars(moved).items() if isinstance(value, torch.Tensor))

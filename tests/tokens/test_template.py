@@ -12,7 +12,7 @@ from rlhf.tokens.template import Renderer
 from tests.tiny import tiny_tokenizer
 
 BOS, EOS = 0, 1
-PLAIN, CHAT = TemplateSection(), TemplateSection(kind="chat")
+PLAIN, CHAT = TemplateSection(kind="plain"), TemplateSection(kind="chat")
 USER, ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "I am well"}
 
 _PIECES = [
@@ -155,6 +155,17 @@ def test_what_the_template_cannot_take() -> None:
         Renderer(tiny_tokenizer(), PLAIN).segment({"prompt": "p"})
     with pytest.raises(RecipeError, match="no chat template"):
         Renderer(tiny_tokenizer(chat=False), CHAT)
+
+
+def test_auto_is_chat_where_the_rows_are_messages_and_plain_where_they_are_text() -> None:
+    for prompt, kind in (([USER], "chat"), ("hello", "plain")):
+        renderer = Renderer(tiny_tokenizer(), TemplateSection())
+        row = {"prompt": prompt, "completion": [ASSISTANT] if kind == "chat" else "I am well"}
+        assert renderer.segment(row) == Renderer(tiny_tokenizer(), TemplateSection(kind=kind)).segment(row)
+        assert renderer.kind == kind
+    assert Renderer(tiny_tokenizer(chat=False), TemplateSection()).prompt_ids("hello")
+    with pytest.raises(RecipeError, match=r"the rows are messages, but the tokenizer of .* has no chat template"):
+        Renderer(tiny_tokenizer(chat=False), TemplateSection()).prompt_ids([USER])
 
 
 def test_a_template_that_changes_its_mind_is_refused() -> None:

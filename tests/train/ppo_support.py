@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.recipe.training import PpoRecipe, TrainRecipe
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer

@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
 
 from rlhf.errors import RecipeError
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.engine import Completion
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.scorers import Sample, load_scorers
 from rlhf.recipe.sections import ScorerSection
 from rlhf.recipe.training import TrainRecipe
@@ -84,7 +85,7 @@ def test_a_stop_string_is_not_looked_for_in_the_names_of_special_tokens(
     recipe_of: Recipes, model_folder: Folders
 ) -> None:
     tokenizer = tiny_tokenizer()
-    engine = TransformersEngine(stage_of(recipe_of("ppo", model_folder("llama"))).policy, tokenizer)
+    engine = InProcessEngine(stage_of(recipe_of("ppo", model_folder("llama"))).policy, tokenizer)
     assert engine._ended([[5, tokenizer.convert_tokens_to_ids("<|pad|>")]], ["pad"]) == [False]
 
 

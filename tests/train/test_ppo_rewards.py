@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.generation.in_process import Completion
+from rlhf.generation.engine import Completion
 from rlhf.generation.scorers import Sample, Scorer
 from rlhf.models.load import load_scalar_model
 from rlhf.recipe.sections import ModelSection

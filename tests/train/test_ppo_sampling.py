@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from rlhf.generation.in_process import TransformersEngine
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.load import disable_dropout
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import ModelSection, SamplingSection
@@ -75,7 +75,7 @@ def test_02_left_padded_generation_equals_unpadded(name: str) -> None:
     prompts = [tokenizer(p).input_ids for p in ("you", "The film was good and the answer", "hello there,")]
     assert len({len(p) for p in prompts}) == 3
     sampling = SamplingSection(temperature=0, max_new_tokens=12)
-    ours = TransformersEngine(policy, tokenizer).generate(prompts, sampling, seed=0)
+    ours = InProcessEngine(policy, tokenizer).generate(prompts, sampling, seed=0)
     for prompt, [completion] in zip(prompts, ours, strict=True):
         row = list(prompt)
         while len(row) < len(prompt) + 12 and (len(row) == len(prompt) or row[-1] != EOS):

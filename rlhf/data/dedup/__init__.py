@@ -3,7 +3,7 @@
     exact        whole texts
     fast         sketches find candidates, exact Jaccard similarity of character shingles confirms them
     ray          the same result, the work spread over machines
-    datasketch   the reference recipe: MinHash-LSH at 0.8, 256 permutations, 5-shingles of the first 500 characters
+    datasketch   MinHash-LSH with the reference lab's settings, unconfirmed (see `reference_recipe` for what is different)
 
 What is different from the usual tools: no engine drops by connected components, where a chain of likenesses drops a text that
 resembles nothing kept. A text goes when it matches a text that stays; every removal names that witness with the exact

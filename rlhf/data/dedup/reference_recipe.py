@@ -1,9 +1,12 @@
-"""The `datasketch` engine: the reference recipe as it is, MinHash-LSH unconfirmed, kept for comparison.
+"""The `datasketch` engine: MinHash-LSH with the reference lab's settings and without confirmation, kept for comparison.
 
-The alphanumerics of a text's first 500 characters in lower case, its 5-character shingles, 256 permutations, MinHash LSH at
-threshold 0.8; a text that finds any kept one in its buckets goes. The signatures are the reference's own, only computed in
-bulk. Two differences, both noted: a drop names its witness, the kept text of the highest estimated similarity, with the
-exact one; and texts shorter than one shingle, whose signatures are all alike, are compared whole.
+The settings are the lab's: the letters and digits of a text's first 500 characters in lower case, shingles of 5 characters, 256
+permutations, threshold 0.8. The signatures are those of the package `datasketch`, computed in bulk. Three things are different from the lab:
+
+- A text is removed because of a text that stays. The lab inserts all texts first, and then removes every later match of each text,
+  also of a text that was itself removed; so it removes more.
+- A removal names its witness: the kept text of the highest estimated similarity, with the exact similarity.
+- Texts shorter than one shingle are compared whole. In the lab they all match one another.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The second step of the pipeline, after `sources`: it knows what the published data sets look like, and nothing later
 does. A row that breaks its format's rules raises a DataError, which the caller puts into the quarantine; a file without
-the columns that its format needs is refused whole (see `recognise`). docs/formats.md shows each format.
+the columns that its format needs is refused whole (see `recognise_format`). docs/formats.md shows each format.
 
 Different from the reference code: KoChatGPT's `ranking` is an order (ranking[0] is the INDEX of the best completion),
 not the rank of each completion, which would flip the pairs of the two 3-cycles; that both dialogues of a pair share a
@@ -47,8 +47,8 @@ SPECS: Mapping[Format, Spec] = {
 def convert(located: Located, format: Format, source: SourceSection | None = None) -> Row:
     """The canonical row (see `rows`), with its fields and no others. Raises DataError for a row to be quarantined.
 
-    `source` gives the columns' names and the template; `recognise.choose` has checked both.
+    `source` gives the columns' names and the template; `recognise_format.choose` has checked both.
     """
     if source is None:
         return SPECS[format].convert(Fields(located))
-    return SPECS[format].convert(Fields(located, source.columns, source.template))
+    return SPECS[format].convert(Fields(located, source.columns, source.template, source.template_no_input))

@@ -22,10 +22,16 @@ NO_COLUMNS: Mapping[str, str] = {}
 class Fields:
     """A row's fields under their canonical names, each read with its rules. Raises DataError with its place."""
 
-    __slots__ = ("columns", "data", "located", "template")
+    __slots__ = ("columns", "data", "located", "template", "template_no_input")
 
-    def __init__(self, located: Located, columns: Mapping[str, str] | None = None, template: str | None = None) -> None:
-        self.located, self.template = located, template
+    def __init__(
+        self,
+        located: Located,
+        columns: Mapping[str, str] | None = None,
+        template: str | None = None,
+        template_no_input: str | None = None,
+    ) -> None:
+        self.located, self.template, self.template_no_input = located, template, template_no_input
         self.columns = columns or NO_COLUMNS
         self.data: Row = located.data
         if columns:

@@ -10,15 +10,21 @@ from rlhf.data.rows import Row
 
 
 def instruction_prompt(f: Fields) -> str:
-    """The prompt of `instruction` and `input` by the source's template, Alpaca's own where there is none."""
+    """The prompt of `instruction` and `input`: one shape for rows with an input, another for rows without, as Alpaca has them.
+
+    The shapes are a named pair (Alpaca's own unless the source says otherwise), or the source's `template` and `template_no_input`.
+    """
     extra = f.optional_text("input")
-    name = f.template or "alpaca"
-    if name in ALPACA:
-        template = ALPACA[name][bool(extra)]
+    named = ALPACA.get(f.template or "alpaca")
+    if named:
+        template = named[bool(extra)]
     else:
-        template = name
-        if extra and "input" not in placeholders(template):
+        template = str(f.template if extra or f.template_no_input is None else f.template_no_input)
+        has_place = "input" in placeholders(template)
+        if extra and not has_place:
             raise f.error("input", "is not empty, and the template has no {input} for it")
+        if not extra and has_place:
+            raise f.error("input", "is empty, and the template has an {input}: give such rows a template_no_input")
     return fill(template, {"instruction": f.text("instruction"), "input": extra})
 
 
@@ -64,7 +70,7 @@ def _has_answers(f: Fields) -> bool:
 ALPACA_SPEC = Spec(
     _alpaca,
     (("instruction", "output"), ("instruction", "chosen", "rejected")),
-    lambda f: f.has("output") != f.has("chosen"),
+    lambda f: True,
     ("input",),
     ("instruction", "input"),
     tuple(ALPACA),

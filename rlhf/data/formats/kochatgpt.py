@@ -38,23 +38,25 @@ def _sft(f: Fields) -> Row:
 
 
 def _without_repr(text: str) -> str:
-    """The text that a repr, whole or torn, was of.
+    """The text that was written by Python's `repr`, whole or cut off.
 
-    Two quotes around the whole go, and so does one at an end that has no partner; quotes that pair up inside stay. `\\n` and `\\'` are
-    read as escapes only where the text holds no real newline: a text that does was not written by repr, and its backslashes are its own
-    (in code, for instance).
+    `\\n` and `\\'` are read as escapes only where the text holds no real newline. A text that holds one was not written by repr, and
+    its backslashes are its own (in code, for instance).
     """
-    inner = text.strip()
-    quotes = len(_QUOTE.findall(inner))
-    if quotes == 2 and inner[0] == inner[-1] == "'":
-        inner = inner[1:-1]
-    elif quotes % 2 and inner[0] == "'":
-        inner = inner[1:]
-    elif quotes % 2 and inner[-1] == "'":
-        inner = inner[:-1]
-    else:
+    inner = unquoted(text.strip())
+    if len(inner) == len(text.strip()):
         inner = text
     return inner if "\n" in inner.strip() else inner.replace("\\n", "\n").replace("\\'", "'")
+
+
+def unquoted(text: str) -> str:
+    """A stripped text without two quotes around the whole, or without one at an end that has no partner. Quotes that pair up inside stay."""
+    quotes = len(_QUOTE.findall(text))
+    if quotes == 2 and text[0] == text[-1] == "'":
+        return text[1:-1]
+    if quotes % 2 and text[0] == "'":
+        return text[1:]
+    return text[:-1] if quotes % 2 and text[-1] == "'" else text
 
 
 def _chat(f: Fields) -> Row:

@@ -49,11 +49,14 @@ def _preference(f: Fields) -> Row:
 
 def _ranking(f: Fields) -> Row:
     row = prompt(f)
-    completions = [completion(f, "completions", c, row["prompt"]) for c in f.list("completions")]
+    listed = "completions" if f.has("completions") or not f.has("best_first") else "best_first"
+    completions = [completion(f, listed, c, row["prompt"]) for c in f.list(listed)]
     n = len(completions)
     if n < 2:
-        raise f.error("completions", "needs two completions at least")
+        raise f.error(listed, "needs two completions at least")
     row["completions"] = completions
+    if listed == "best_first":
+        return row | {"ranking": list(range(n))}
     by_order = None
     if f.has("ranking"):
         by_order = orders.order(f, n)
@@ -94,7 +97,7 @@ def _unpaired(f: Fields) -> Row:
 ANSWERS = {
     "completion", "answer", "output", "response", "a", "target", "chosen", "rejected", "response_j",
     "response_k", "completions", "answers", "responses", "candidates", "scores", "completion_0", "ranks",
-    "ranking", "comparisons", "better", "preferred", "accepted", "worse", "dispreferred", "ratings",
+    "ranking", "comparisons", "best_first", "better", "preferred", "accepted", "worse", "dispreferred", "ratings",
     "rewards", "replies", "messages", "response1", "response2",
 }  # fmt: skip
 
@@ -112,8 +115,9 @@ RANKING = Spec(
         ("prompt", "completions", "comparisons"),
         ("prompt", "completions", "scores"),
         ("prompt", "completions", "ranks"),
+        ("prompt", "best_first"),
     ),
-    lambda f: f.has("ranking") or f.has("comparisons") or "ranks" in f.columns,
+    lambda f: any(map(f.has, ("ranking", "comparisons", "best_first"))) or "ranks" in f.columns,
     ("scores", "ranking", "comparisons", "ranks"),
 )
 SCORED = Spec(

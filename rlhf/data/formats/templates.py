@@ -1,15 +1,18 @@
-"""Prompts that are put together from a row's columns: the named templates, and the user's own.
+"""Prompts that are put together from a row's columns: the templates that have a name, and the user's own.
 
-Used by the formats whose prompt is more than one column. A template is filled in one pass, so that braces in a text stay what they are.
-The Alpaca texts are Stanford's; `alpaca_ko` is KoAlpaca's (and KoChatGPT's), which end at the colon of the answer's heading.
+Used by the formats whose prompt is made of several columns. A template is filled in one pass, so a text with braces stays as it is.
+The texts of `alpaca` are Stanford Alpaca's. Those of `kochatgpt` are KoChatGPT's, English and Korean in one, with headings such as
+`### Instruction(명령어):`; they end at the colon of the answer's heading.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from rlhf.data.formats.fields import Spec
 from rlhf.errors import RecipeError
+from rlhf.recipe.sections import Format, SourceSection
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -22,7 +25,7 @@ ALPACA: Mapping[str, tuple[str, str]] = {
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
     ),
-    "alpaca_ko": (
+    "kochatgpt": (
         "Below is an instruction that describes a task.\n아래는 작업을 설명하는 명령어입니다.\n\n"
         "Write a response that appropriately completes the request.\n"
         "명령어에 따른 요청을 적절히 완료하는 응답을 작성하세요.\n\n"
@@ -45,16 +48,29 @@ def placeholders(template: str) -> list[str]:
     return _PLACEHOLDER.findall(template)
 
 
-def check(template: str, names: Sequence[str], presets: Sequence[str], where: str) -> None:
-    """Raises RecipeError for a template that the format cannot fill."""
-    if not names:
-        raise RecipeError(f"{where}: template: this format takes none; its prompt is a column of its own")
-    if template in presets:
+def check(source: SourceSection, spec: Spec, format: Format) -> None:
+    """Raises RecipeError for a template that the source's format cannot fill."""
+    known = ", ".join(f"{{{name}}}" for name in spec.template)
+    for key, template in (("template", source.template), ("template_no_input", source.template_no_input)):
+        where = f"{source.path} (format {format}): {key}"
+        if template is None or (key == "template" and template in spec.presets):
+            continue
+        if not spec.template:
+            raise RecipeError(f"{where}: this format takes none; its prompt is a column of its own")
+        there = placeholders(template)
+        if not there:
+            named = f" (or one of the names {', '.join(spec.presets)})" if spec.presets else ""
+            raise RecipeError(f"{where}: {template!r} holds no column; it may hold {known}{named}")
+        if unknown := [name for name in there if name not in spec.template]:
+            raise RecipeError(f"{where}: there is no {{{unknown[0]}}} in this format; it may hold {known}")
+    if source.template_no_input is None:
         return
-    there = placeholders(template)
-    known = ", ".join(f"{{{name}}}" for name in names)
-    if not there:
-        named = f" (or one of the names {', '.join(presets)})" if presets else ""
-        raise RecipeError(f"{where}: template: {template!r} holds no column; it may hold {known}{named}")
-    if unknown := [name for name in there if name not in names]:
-        raise RecipeError(f"{where}: template: there is no {{{unknown[0]}}} in this format; it may hold {known}")
+    where = f"{source.path} (format {format}): template_no_input"
+    if "input" not in spec.template:
+        raise RecipeError(f"{where}: this format has no input; it takes a template only")
+    if "input" in placeholders(source.template_no_input):
+        raise RecipeError(f"{where}: is for rows whose input is empty; take {{input}} out of it")
+    if source.template is None or source.template in spec.presets:
+        raise RecipeError(
+            f"{where}: needs a template of your own for the rows that have an input; a named one has both"
+        )

@@ -42,3 +42,8 @@ Check = Callable[[str, Split, Mapping[str, Any]], Iterator[Finding]]
 def weighed(count: int, total: int) -> Severity:
     """A warning from `MATTERS` of the rows on, else a note."""
     return "warning" if count >= MATTERS * total else "note"
+
+
+def counted(count: int, word: str) -> str:
+    """A number with its noun: 1 row, 2 rows."""
+    return f"{count} {word}{'' if count == 1 else 's'}"

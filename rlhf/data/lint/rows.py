@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlhf.data.lint.finding import LENGTH_BIAS, LENGTH_BIAS_NOTE, Check, Finding, Split, weighed
+from rlhf.data.lint.finding import LENGTH_BIAS, LENGTH_BIAS_NOTE, Check, Finding, Split, counted, weighed
 
 MEANT = ("not drawn", "where", "label false")  # what a source's keys or the method leave out, as they were asked to
 
@@ -19,7 +19,7 @@ def leakage(report: Mapping[str, Any]) -> Iterator[Finding]:
             "error",
             "leakage",
             pair,
-            f"{_n(leak['prompts'], 'prompt')} of {b} also in {a} (but for case and white space)",
+            f"{counted(leak['prompts'], 'prompt')} of {b} also in {a} (but for case and white space)",
             leak["rows"],
             report["splits"][b]["rows"],
             " = ".join(reversed(leak["examples"][0])),
@@ -147,7 +147,7 @@ def _repeats(name: str, split: Split, report: Mapping[str, Any]) -> Iterator[Fin
             weighed(contradictory["rows"], total),
             "contradictory_pairs",
             name,
-            f"rows of {_n(contradictory['pairs'], 'pair')} preferred both ways: their losses cancel",
+            f"rows of {counted(contradictory['pairs'], 'pair')} preferred both ways: their losses cancel",
             contradictory["rows"],
             total,
             " = ".join(contradictory["example"]),
@@ -185,7 +185,3 @@ COLUMNS = {
     "unpaired": "[prompt, completion]",
 }
 CHECKS: tuple[Check, ...] = (_nothing_to_train, _set_aside, _too_long, _repeats, _length_bias)
-
-
-def _n(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -31,6 +31,10 @@ FLAWS: dict[str, tuple[str, str]] = {
         "texts with a backslash and an n where a line break is meant",
         "replace them by line breaks in the source",
     ),
+    flaws.QUOTE: (
+        "answers with a stray quote at one end, or quotes around the whole, as Python's repr leaves them",
+        "take the quotes out of the source; for KoChatGPT's SFT file `format: kochatgpt_sft` does it",
+    ),
     flaws.REPLACEMENT: (
         "texts with the character U+FFFD, which stands for bytes that were lost",
         "read the source again in its own encoding: it was taken for another one",

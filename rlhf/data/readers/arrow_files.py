@@ -1,6 +1,6 @@
-"""Parquet and arrow files as batches and as rows. Below `sources`; `columnar` reads the batches.
+"""Parquet and arrow files as batches and as rows. `sources` reads the rows, `convert_columns` the batches.
 
-Memory is that of one batch: files are read by streaming, and only the columns that are asked for.
+Files are read batch by batch, so memory holds one batch, and only the columns that are asked for.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rlhf.data.lint.finding import Finding
+from rlhf.data.lint.finding import Finding, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ def print_stats(report: Mapping[str, Any], console: Console) -> None:
     from rich.markup import escape
 
     for name, split in report["splits"].items():
-        table = _table(f"{report['target']}, {name}: {split['rows']} rows")
+        table = _table(f"{report['target']}, {name}: {counted(split['rows'], 'row')}")
         for label, value in lines(split, report["unit"]):
             table.add_row(label, escape(value))
         console.print(table)
@@ -38,7 +38,7 @@ def print_stats(report: Mapping[str, Any], console: Console) -> None:
             console.print(_lengths(split["lengths"], report))
     for pair, leak in report["leakage"].items():
         a, b = pair.split("/")
-        found = f"{leak['prompts']} prompts of {b} are in {a} too ({percent(leak['share'])} of its rows)"
+        found = f"{counted(leak['prompts'], 'prompt')} of {b} also in {a} ({percent(leak['share'])} of its rows)"
         console.print(f"leakage: {found}", highlight=False, markup=False)
 
 
@@ -55,7 +55,7 @@ def print_findings(report: Mapping[str, Any], findings: Sequence[Finding], conso
         console.print(line, soft_wrap=True, highlight=False)
     rows = sum(split["rows"] for split in report["splits"].values())
     console.print(
-        f"{_counted(findings)} in {rows} row{'' if rows == 1 else 's'} of {report['target']}",
+        f"{_counted(findings)} in {counted(rows, 'row')} of {report['target']}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -68,7 +68,7 @@ def _sentence(finding: Finding) -> str:
 
 def _counted(findings: Sequence[Finding]) -> str:
     counts = {s: sum(f.severity == s for f in findings) for s in COLOURS}
-    said = [f"{n} {s}{'' if n == 1 else 's'}" for s, n in counts.items() if n]
+    said = [counted(n, s) for s, n in counts.items() if n]
     return ", ".join(said) or "nothing found"
 
 
@@ -125,9 +125,10 @@ def lines(split: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
     repeats = split["repeats"]
     for name in ("prompts", "rows"):
         r = repeats[name]
-        yield name, f"{r['distinct']} different, {r['repeats']} repeats, one {r['largest']} times"
+        most = f", one of them {r['largest']} times" if r["repeats"] else ""
+        yield name, f"{r['distinct']} different, {counted(r['repeats'], 'repeat')}{most}"
     if split["kinds"].get("preference"):
-        yield "contradictory", f"{repeats['contradictory']['pairs']} pairs are preferred both ways"
+        yield "contradictory", f"{counted(repeats['contradictory']['pairs'], 'pair')} preferred both ways"
         yield (
             "nearly identical",
             f"{split['labels']['nearly_identical']['rows']} pairs differ in case and white space only",
@@ -143,7 +144,7 @@ def lines(split: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
         found = ", ".join(f"{s} {percent(v['share'])}" for s, v in split["scripts"][name].items())
         if found:
             yield f"script, {name}", found
-    yield "script differs", f"{split['scripts']['different']['rows']} rows"
+    yield "script differs", counted(split["scripts"]["different"]["rows"], "row")
     if (over := split["over_length"]) is not None:
         yield (
             "over max_length",

@@ -101,7 +101,7 @@ def _source(path: str, overrides: Sequence[str]) -> SourceSection:
     except ValidationError as error:
         from rlhf.recipe import explain
 
-        found = explain.problems(error, SourceSection, document)
+        found = explain.explain(error, SourceSection, document)
         raise RecipeError([f"{where}: {message}" for where, message in found]) from None
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf.data.load import Stream
 from rlhf.data.rows import Located, Quarantine, Row, kind_of, reason_of
@@ -23,11 +23,8 @@ from rlhf.data.stats.scripts import Scripts
 from rlhf.data.stats.texts import Texts
 from rlhf.recipe.schema import row_kinds
 
-if TYPE_CHECKING:
-    pass
-
 REPORT_VERSION = 1
-LABEL_FALSE = "label false: not an answer to imitate"  # as `dataset` says it
+LABEL_FALSE = "label false: not an answer to imitate"  # as `rlhf.tokens.dataset` says it
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,8 @@ def measure(
     splits: dict[str, dict[str, Any]] = {}
     repeats: dict[str, Repeats] = {}
     for name, sources in target.splits.items():
-        stream = Stream(sources, seed=target.seed, needs_rows=False)
+        kinds = row_kinds(target.method) if target.method else None
+        stream = Stream(sources, seed=target.seed, kinds=kinds, needs_rows=False)
         measures = _Split(target, counted)
         for chunk in chunks(measures.trained(stream), counted.lengths_of):
             measures.add(chunk)
@@ -131,7 +129,7 @@ class _Split:
 
 
 def as_trained(row: Row, kind: str, method: str | None) -> Row | None:
-    """What a stage makes of a row, as in `dataset`; None where it leaves the row out.
+    """What a stage makes of a row, as in `rlhf.tokens.dataset`; None where it leaves the row out.
 
     SFT takes the chosen completion of a preference and an unpaired one whose label is true; PPO the prompt of anything.
     """

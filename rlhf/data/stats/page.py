@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rlhf.data.stats.console import lines, percent
 from rlhf.data.stats.drawings import figures
-from rlhf.display.page import CSS, ENVIRONMENT
+from rlhf.display.page import page
 
 STYLE = """
 .finding { padding: .6rem .9rem; margin: .5rem 0; background: var(--card); border: 1px solid var(--grid); border-radius: 4px;
@@ -24,17 +24,6 @@ STYLE = """
 """
 
 TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>{{ style }}</style>
-</head>
-<body><main>
-<h1>{{ title }}</h1>
-<p class="soft">{{ subtitle }}</p>
 {% if findings is not none %}
 <h2>Findings</h2>
 {% for f in findings %}<div class="finding {{ f.severity }}">
@@ -61,10 +50,9 @@ TEMPLATE = """\
 <td class="left place">{% for a, b in leak.examples %}{{ b }} = {{ a }}<br>{% endfor %}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
 <p class="soft">Percentiles are nearest rank. Intervals are 95% (Wilson), and count pairs of one ranking as if they were independent.
 Prompts are compared without case and white space; near-duplicates are not looked for here.</p>
-</main></body></html>
 """
 
-PAGE = ENVIRONMENT.from_string(TEMPLATE)
+PAGE = page(TEMPLATE, STYLE)
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -75,7 +63,6 @@ def render(report: Mapping[str, Any]) -> str:
     return PAGE.render(
         title=f"Data: {report['target']}",
         subtitle=f"lengths in {unit}{whose}{method}",
-        style=CSS + Markup(STYLE),
         report=report,
         findings=report.get("findings"),
         figures={name: list(figures(split, unit, limit)) for name, split in report["splits"].items()},

@@ -39,7 +39,7 @@ def normalised(prompt: str) -> str:
     return text.strip()
 
 
-class Places:
+class RowNames:
     """`file:row` of the i-th row, as runs of consecutive rows of one file."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class Repeats:
     """Hash columns of one split."""
 
     def __init__(self) -> None:
-        self.places = Places()
+        self.places = RowNames()
         self._prompt, self._normal, self._row = array("q"), array("q"), array("q")
         self._pair, self._pair_at = array("q"), array("q")
         self._answer, self._answer_at = array("q"), array("q")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.data.formats.kochatgpt import unquoted
 from rlhf.data.stats.chunk import Chunk, side
 
 AROUND = 30  # characters of text shown on either side of a match
@@ -31,7 +32,7 @@ _HTML = re.compile(r"</?(?:p|br|div|li|ul|ol|pre|code|blockquote|strong|em|a|spa
 
 
 NO_WORDS, TEMPLATE, SPECIAL, DISCLAIMER = "no_words", "template", "special_tokens", "ai_disclaimer"
-HTML, NEWLINE, REPLACEMENT = "html", "literal_newline", "replacement_character"
+HTML, NEWLINE, REPLACEMENT, QUOTE = "html", "literal_newline", "replacement_character", "stray_quote"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def _literal_newline(text: str) -> tuple[int, int] | None:
     return (at, at + 2) if at >= 0 else None
 
 
+def _stray_quote(text: str) -> tuple[int, int] | None:
+    said = text.strip()
+    if len(unquoted(said)) == len(said):
+        return None
+    at = text.find("'") if said[0] == "'" else text.rfind("'")
+    return at, at + 1
+
+
 IN_PROMPTS: dict[str, Flaw] = {
     NO_WORDS: Flaw(_says_nothing),
     NEWLINE: Flaw(_literal_newline, ("\\n",)),
@@ -65,6 +74,7 @@ IN_COMPLETIONS: dict[str, Flaw] = {
     TEMPLATE: Flaw(_match(_TEMPLATE), ("<", "INST]", "#", "Human: ", "Assistant: ", "USER: ", "ASSISTANT: ")),
     DISCLAIMER: Flaw(_match(_DISCLAIMER), ("AI", "language model", "artificial intelligence", "인공지능")),
     HTML: Flaw(_match(_HTML), ("<",)),
+    QUOTE: Flaw(_stray_quote, ("'",)),
 }
 
 

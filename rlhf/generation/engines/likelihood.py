@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from rlhf.errors import RecipeError
+from rlhf.generation.engine import Completion
 from rlhf.generation.engines.encode import Encoder
 from rlhf.generation.engines.sampling import RATIONALE_LINES, beginnings, distinct_samples, stream
-from rlhf.generation.in_process import Completion
 from rlhf.generation.text_engine import OneLine, Request
 from rlhf.models.policy import Policy
 from rlhf.recipe.synthesis import TextSampling

@@ -1,6 +1,6 @@
 """Texts from a model in this process: requests to ids, batches of like length, and ids back to text.
 
-Sampling is `generation.engine`'s, so a request's samples come from its own random stream (seed, key, sample): a resumed
+Sampling is done by `generation.in_process`, so a request's samples come from its own random stream (seed, key, sample): a resumed
 run, or one in another order, draws the same. Beam search, which that has not, goes through transformers' `generate` under a
 GenerationConfig that states every setting; the model's own is put away, since `generate` fills what is unset from it.
 """
@@ -13,11 +13,12 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf.errors import RecipeError
-from rlhf.generation.decoding import Prompt
+from rlhf.generation.decoding import TokenPrompt
+from rlhf.generation.engine import Completion
 from rlhf.generation.engines.encode import Encoder, located, named
 from rlhf.generation.engines.likelihood import Encoded, Group, LastLines
 from rlhf.generation.engines.sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
-from rlhf.generation.in_process import Completion, TransformersEngine
+from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.penalties import Penalties
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.models.load import load_policy
@@ -43,9 +44,9 @@ class TransformersText:
         policy = named(name, lambda: load_policy(model, quantization=section.quantization, device=device))
         if adapter is not None:
             named(name, lambda: _add_adapter(policy, adapter))
-        self._engine = TransformersEngine(policy.eval(), self._encoder.tokenizer)
+        self._engine = InProcessEngine(policy.eval(), self._encoder.tokenizer)
         network = policy.transformer
-        network.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        network.generation_config = GenerationConfig()
         self._positions: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
 
     def answers(
@@ -89,15 +90,15 @@ class TransformersText:
 
     def _sampled(self, encoded: Iterator[Encoded], sampling: TextSampling, seed: int) -> Iterator[Group]:
         once = sampling.model_copy(update={"n": distinct_samples(sampling)})
-        at_work: dict[int, Encoded] = {}
+        running: dict[int, Encoded] = {}
 
-        def prompts() -> Iterator[Prompt]:
+        def prompts() -> Iterator[TokenPrompt]:
             for tag, (request, ids) in enumerate(encoded):
-                at_work[tag] = request, ids
-                yield Prompt(tag, stream(request.key), ids)
+                running[tag] = request, ids
+                yield TokenPrompt(tag, stream(request.key), ids)
 
         for tag, group in self._engine.samples(prompts(), once, seed=seed):
-            yield *at_work.pop(tag), group
+            yield *running.pop(tag), group
 
     def _searched(self, encoded: Iterator[Encoded], sampling: TextSampling, seed: int) -> Iterator[Group]:
         """Beam search. One request at a time where a batch would change the answer: sampled beams share a generator, and
@@ -154,7 +155,7 @@ def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) ->
         "top_p": sampling.top_p,
         "min_p": sampling.min_p or None,
     }
-    return GenerationConfig(  # type: ignore[no-untyped-call]
+    return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         num_beams=sampling.num_beams,
         num_return_sequences=sampling.n,

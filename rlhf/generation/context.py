@@ -1,0 +1,84 @@
+"""Does a prompt and its completion fit in the model's context? Found before a model is loaded, and without torch.
+
+`rlhf check` asks `problems_of`; a stage asks `config_context` and `check_context` when it has tokenised its prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf import embedded
+from rlhf.errors import RecipeError
+from rlhf.recipe.schema import AnyRecipe, EvalRecipe, GenerateRecipe
+from rlhf.recipe.training import PpoRecipe
+from rlhf.recipe.yaml_lines import KeyPath
+from rlhf.runs import cache
+
+KEYS = ("max_position_embeddings", "n_positions")  # GPT-2 has the second name
+
+
+def config_context(name_or_path: str) -> int | None:
+    """The positions that a local model's `config.json` gives; None for a model that is not here, or does not say."""
+    if name_or_path.startswith(embedded.PREFIX):  # only where it was made already: making it takes a while
+        folder = cache.root() / name_or_path.removeprefix(embedded.PREFIX)
+    else:
+        folder = Path(name_or_path).expanduser()
+    for file in (folder / "config.json", folder / "final" / "config.json", *_base_config(folder)):
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for part in (config.get("text_config"), config):
+            found = [part[key] for key in KEYS if isinstance(part, dict) and isinstance(part.get(key), int)]
+            if found:
+                return int(found[0])
+    return None
+
+
+def _base_config(folder: Path) -> list[Path]:
+    """Where the config of the base under a `final/` of adapters lies."""
+    for lineage in (folder / "lineage.json", folder / "final" / "lineage.json"):
+        try:
+            base = json.loads(lineage.read_text(encoding="utf-8"))["base"]["name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        made = cache.root() / base.removeprefix(embedded.PREFIX) if base.startswith(embedded.PREFIX) else Path(base)
+        return [made / "config.json"]
+    return []
+
+
+def check_context(longest: int, new_tokens: int, context: int | None, model: str = "the model") -> None:
+    """Raises RecipeError when the longest prompt, in tokens, and its completion do not fit in the model's context.
+
+    Beyond the context, learned positions have no entry (on a GPU the error does not say so), and other positions were not
+    trained.
+    """
+    if context is not None and longest + new_tokens > context:
+        raise RecipeError(
+            f"sampling.max_new_tokens: the longest prompt has {longest} tokens; with {new_tokens} new ones it exceeds "
+            f"the {context} positions of {model}; lower max_new_tokens or leave out the longest prompts"
+        )
+
+
+def problems_of(recipe: AnyRecipe) -> Iterator[tuple[KeyPath, str]]:
+    """Each key whose `max_new_tokens` leaves no room for any prompt, and why."""
+    if isinstance(recipe, PpoRecipe):
+        key: KeyPath = ("ppo", "sampling", "max_new_tokens")
+        new_tokens, models = recipe.ppo.sampling.max_new_tokens, [recipe.model.name_or_path]
+        if new_tokens >= recipe.data.max_length:
+            yield key, f"{new_tokens} leaves no room for a prompt in data.max_length: {recipe.data.max_length}"
+    elif isinstance(recipe, GenerateRecipe | EvalRecipe):
+        key, new_tokens = ("sampling", "max_new_tokens"), recipe.sampling.max_new_tokens
+        models = (
+            [recipe.model.name_or_path]
+            if isinstance(recipe, GenerateRecipe)
+            else [m.name_or_path for m in recipe.models]
+        )
+    else:
+        return
+    for model in models:
+        context = config_context(model)
+        if context is not None and new_tokens >= context:
+            yield key, f"{new_tokens} leaves no room for a prompt in the {context} positions of {model}; lower it"

@@ -1,0 +1,150 @@
+"""The functions that a recipe names: `module:function`, or `./file.py:function` for a file beside the recipes.
+
+`rlhf check` asks `why_missing`, which reads the source and runs none of it; a run asks `import_callable`. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf.errors import RecipeError
+
+
+def import_callable(spec: str) -> Callable[..., Any]:
+    """The function that `spec` names; a module is looked for in the working folder too. Raises RecipeError."""
+    name = spec.partition(":")[2]
+    function = getattr(import_module(spec), name, None)
+    if function is None:
+        raise RecipeError(f"callable: cannot import {spec}: {why_missing(spec) or f'it has no {name!r}'}")
+    if not callable(function):
+        raise RecipeError(f"callable: {spec} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def import_module(spec: str) -> ModuleType:
+    """The module of `spec`, imported once. Raises RecipeError, with the line of the user's file that failed."""
+    target = spec.partition(":")[0]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return _import_file(target) if target.endswith(".py") else importlib.import_module(target)
+    except Exception as error:  # a user's own code may raise anything
+        raise RecipeError(f"callable: cannot import {spec}: {describe(error)}") from error
+
+
+def describe(error: Exception) -> str:
+    """`file:line: ErrorType: message`, for an error that user code raised below the function that caught it.
+
+    The place is the deepest line in the first file that is neither ours nor Python's import system.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
+    theirs = [f for f in frames if f.filename not in (__file__, importlib.__file__)]
+    if not theirs:
+        return reason
+    last = [f for f in theirs if f.filename == theirs[0].filename][-1]
+    return f"{last.filename}:{last.lineno}: {reason}"
+
+
+def why_missing(spec: str) -> str | None:
+    """Why `spec` cannot be imported and called, or None where nothing speaks against it."""
+    target, _, function = spec.partition(":")
+    if target.endswith(".py"):
+        if not Path(target).expanduser().is_file():
+            return f"no such file: {target}"
+        file: str | None = str(Path(target).expanduser())
+    else:
+        file, reason = _source_of(target)
+        if reason is not None:
+            return reason
+    names = _top_level_names(file)
+    if names is None or names.get(function):
+        return None
+    if function in names:
+        return f"{spec} is not a function"
+    near = difflib.get_close_matches(function, [name for name, called in names.items() if called], n=1)
+    return f"{target} has no {function!r}" + (f"; did you mean '{target}:{near[0]}'?" if near else "")
+
+
+def _import_file(target: str) -> ModuleType:
+    path = Path(target).expanduser().resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"  # two files may have one name
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {target}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # the file may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _source_of(module: str) -> tuple[str | None, str | None]:
+    """(the file of a module, why there is none); neither where only an import could tell."""
+    search: list[str] | None = [os.getcwd(), *sys.path]
+    found: importlib.machinery.ModuleSpec | None = None
+    parts = module.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        try:
+            found = importlib.machinery.PathFinder.find_spec(name, search) if search is not None else None
+        except KeyError:  # a folder without __init__.py inside another one: only importing the outer one would tell
+            return None, None
+        if found is None and not (depth == 1 and name in sys.builtin_module_names):
+            return None, f"no module named {name!r} (looked in this folder and in the installed packages)"
+        search = list(found.submodule_search_locations or []) if found and found.submodule_search_locations else None
+    return (found.origin if found is not None else None), None
+
+
+def _top_level_names(file: str | None) -> dict[str, bool] | None:
+    """The names that a Python file defines, and whether each can be called; None where the text cannot tell."""
+    if file is None or not file.endswith(".py"):
+        return None
+    try:
+        tree = ast.parse(Path(file).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    names: dict[str, bool] = {}
+    for node in _statements(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[node.name] = True
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update({(alias.asname or alias.name).split(".")[0]: True for alias in node.names})
+        else:
+            value = getattr(node, "value", None)
+            literal = isinstance(value, ast.Constant | ast.List | ast.Dict | ast.Set | ast.Tuple | ast.JoinedStr)
+            targets = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
+            names.update({name.id: not literal for name in targets if isinstance(name.ctx, ast.Store)})
+    return None if "*" in names or "__getattr__" in names else names
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when the file is imported, also those inside `if`, `try` and `with`."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        for field in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(statement, field, []))
+        for handler in getattr(statement, "handlers", []):
+            yield from _statements(handler.body)

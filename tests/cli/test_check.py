@@ -1,0 +1,155 @@
+"""`rlhf check`: what it finds in a recipe, and what it does not mind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import PPO, SFT, recipe, rlhf, workplace
+
+__all__ = ["workplace"]
+
+
+def test_check_tells_the_key_facts_and_what_is_not_there_yet() -> None:
+    result = rlhf("check", recipe(SFT), "model.name_or_path=out/sft/final", "lora={}", "training.max_steps=5")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "ok: r.yaml (sft)",
+        "  output_dir: out, seed: 0",
+        "  model: out/sft/final (float32, lora r 8)",
+        "  data: rows.jsonl, max_length 1024",
+        "  training: 5 steps, batch 8 x 1 on each device, learning_rate 1e-05",
+        "  note: override 'model.name_or_path=out/sft/final': model.name_or_path: out/sft/final is not there yet "
+        "(made by an earlier stage?)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("data.train=row.jsonl", "data.train.0.path: no such file: row.jsonl; did you mean 'rows.jsonl'?"),
+        ("data.train=./*.csv", "data.train.0.path: no file matches ./*.csv"),
+        (
+            "data.train=embedded:film-review",
+            "data.train.0.path: no such embedded model or data: embedded:film-review; "
+            "did you mean 'embedded:film-reviews'?",
+        ),
+        ("model.name_or_path=/nowhere/llama", "model.name_or_path: no such folder: /nowhere/llama"),
+        (
+            "ppo.rewards.0.callable=scorez:score",
+            "ppo.rewards.0.callable: no module named 'scorez' (looked in this folder and in the installed packages)",
+        ),
+        (
+            "ppo.rewards.0.callable=scores:scor",
+            "ppo.rewards.0.callable: scores has no 'scor'; did you mean 'scores:score'?",
+        ),
+        (
+            "ppo.rewards.0.callable=json.nope:loads",
+            "ppo.rewards.0.callable: no module named 'json.nope' (looked in this folder and in the installed packages)",
+        ),
+    ],
+)
+def test_check_finds_what_does_not_exist(change: str, problem: str) -> None:
+    Path("scores.py").write_text("raise SystemExit('check must not run this')\ndef score(prompts, completions): ...\n")
+    result = rlhf("check", recipe(PPO), change)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"override '{change}': {problem}\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data.train=./*.jsonl",
+        "data.train=embedded:film-reviews",
+        "data.train=out/data",
+        "data.train=out/data/*.parquet",
+        "ppo.rewards.0.callable=json.decoder:JSONDecoder",
+        "model.name_or_path=org/model",
+        "ppo.reference=initial",
+    ],
+)
+def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
+    Path("scores.py").write_text("score = len\n")
+    assert rlhf("check", recipe(PPO), change).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (
+            "data.train=out/data",
+            "data.train.0.path: out/data is no file or folder here (made by an earlier stage, or a hub name?)",
+        ),
+        ("data.train=out/data/*.parquet", "data.train.0.path: out/data is not there yet (made by an earlier stage?)"),
+        (
+            "model.name_or_path=org/model",
+            "model.name_or_path: org/model is not a folder here (made by an earlier stage, or a hub name?)",
+        ),
+    ],
+)
+def test_check_notes_what_an_earlier_stage_may_make(change: str, note: str) -> None:
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
+    result = rlhf("check", recipe(SFT), change)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[5:] == [f"  note: override '{change}': {note}"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "message"),
+    [
+        (
+            '{"prompt": "p", "completion": "c"}',
+            SFT.replace("sft", "dpo"),
+            "data.train.0.path: these are demonstration rows",
+        ),
+        (
+            '{"a": "p"}',
+            SFT.replace("rows.jsonl", "{path: rows.jsonl, columns: {prompt: q}}"),
+            "columns: prompt: q: no such",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]}',
+            SFT,
+            "the rows are messages, which need a chat template, and the tokenizer of base has none",
+        ),
+        ("", SFT, "data.train.0.path: rows.jsonl: holds no rows"),
+    ],
+)
+def test_check_reads_the_first_rows(rows: str, text: str, message: str) -> None:
+    Path("rows.jsonl").write_text(rows)
+    Path("base").mkdir()
+    for name in ("config.json", "tokenizer_config.json"):
+        Path("base", name).write_text("{}")
+    result = rlhf("check", recipe(text))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
+
+
+def test_check_knows_a_reward_model_a_chat_template_and_a_function() -> None:
+    for folder in ("base", "judge/final"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "config.json").write_text("{}")
+    Path("base/tokenizer_config.json").write_text("{}")
+    Path("scores.py").write_text("score = 3\nif True:\n    def other(): ...\n")
+    ppo = recipe(PPO)
+    found = rlhf(
+        "check", ppo, "data.template.kind=chat", "ppo.rewards=[{callable: scores:score}, {model: judge}]"
+    ).stderr
+    assert "data.template.kind: chat, but the tokenizer of base has no chat template" in found
+    assert "ppo.rewards.0.callable: scores:score is not a function" in found
+    assert "ppo.rewards.1.model: judge is no reward model" in found
+    Path("judge/final/head.safetensors").touch()
+    Path("base/chat_template.jinja").touch()
+    changes = ("data.template.kind=chat", "ppo.rewards=[{callable: ./scores.py:other}, {model: judge}]")
+    assert rlhf("check", ppo, *changes).exit_code == 0
+
+
+def test_check_tells_missing_files_beside_mistakes_in_the_recipe() -> None:
+    result = rlhf("check", recipe(SFT.replace("rows", "row") + "sead: 1\n"))
+    assert result.stderr.splitlines() == [
+        "r.yaml:4: data.train.0.path: no such file: row.jsonl; did you mean 'rows.jsonl'?",
+        "r.yaml:5: sead: unknown key; did you mean 'seed'?",
+    ]

@@ -1,0 +1,51 @@
+"""Functions that a recipe names, by module or by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.errors import RecipeError
+from rlhf.recipe.callables import import_callable, why_missing
+
+SOURCE = "from neighbour import FACTOR\n\ndef score(prompts, completions):\n    return [FACTOR for _ in completions]\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "reward.py").write_text(SOURCE)
+    (tmp_path / "own" / "neighbour.py").write_text("FACTOR = 2.5\n")
+    return tmp_path
+
+
+def test_a_function_in_a_file(folder: Path) -> None:
+    assert why_missing("./own/reward.py:score") is None
+    score = import_callable("./own/reward.py:score")
+    assert score(["p"], ["c"]) == [2.5]
+    assert import_callable(f"{folder}/own/reward.py:score") is score  # one file is one module
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("./own/rewards.py:score", "no such file: ./own/rewards.py"),
+        ("./own/reward.py:scor", "./own/reward.py has no 'scor'; did you mean './own/reward.py:score'?"),
+        ("no_such_module:score", "no module named 'no_such_module'"),
+    ],
+)
+def test_what_is_missing_is_named_with_and_without_an_import(folder: Path, spec: str, reason: str) -> None:
+    assert reason in (why_missing(spec) or "")
+    with pytest.raises(RecipeError, match="cannot import") as caught:
+        import_callable(spec)
+    assert reason.partition(";")[0].lower() in str(caught.value).lower()
+
+
+@pytest.mark.parametrize("spec", ["./broken.py:score", "broken_module:score"])
+def test_a_file_that_fails_is_named_with_its_line(folder: Path, spec: str) -> None:
+    file = folder / (spec.partition(":")[0].removesuffix(".py").removeprefix("./") + ".py")
+    file.write_text("import json\n\nTABLE = json.loads('{')\n\ndef score(prompts, completions): ...\n")
+    with pytest.raises(RecipeError, match=rf"{file.name}:3: JSONDecodeError"):
+        import_callable(spec)

@@ -54,9 +54,8 @@ def check_probe(module: Policy | ScalarModel, folder: Path) -> float | None:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if content["kind"] != (kind := _kind(module)):
         return None
-    rows = [Segment(prompt, completions) for prompt, *completions in content["rows"]]
-    found, written = torch.tensor(_values(module, rows)).double(), torch.tensor(content["values"]).double()
-    difference = float((found - written).abs().max())
+    rows, written = content["rows"], torch.tensor(content["values"])
+    difference = distance(module, path)
     same = content["precision"] == (precision := _precision(module))
     bound = SAME[kind] if same else OTHER[kind]
     if same and precision == "float32":
@@ -70,6 +69,14 @@ def check_probe(module: Policy | ScalarModel, folder: Path) -> float | None:
     if not same:
         log.warning("%s: trained in %s, loaded in %s: off by %.2g", folder, content["precision"], precision, difference)
     return difference
+
+
+def distance(module: Policy | ScalarModel, probe: Path) -> float:
+    """The largest difference between what the module makes of a probe's rows and what is written there."""
+    content: dict[str, Any] = json.loads(probe.read_text(encoding="utf-8"))
+    rows = [Segment(prompt, completions) for prompt, *completions in content["rows"]]
+    found, written = torch.tensor(_values(module, rows)).double(), torch.tensor(content["values"]).double()
+    return float((found - written).abs().max())
 
 
 def _short(segment: Segment) -> Segment:

@@ -34,11 +34,16 @@ def save_final(
         save_adapters(module.model, folder, base=hub_name(lineage.base.name_or_path))
     else:
         save_whole(module.transformer, folder, dtype)
+    save_head(module, folder)
+    tokenizer.save_pretrained(folder)
+    lineage.write(folder)
+
+
+def save_head(module: SegmentModule, folder: Path) -> None:
+    """The scalar head of a reward model; nothing for a policy."""
     head = getattr(module, "head", None)
     if isinstance(head, nn.Linear):
         save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / "head.safetensors")
-    tokenizer.save_pretrained(folder)
-    lineage.write(folder)
 
 
 def load_head(model: ScalarModel, folder: Path) -> None:

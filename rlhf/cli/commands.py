@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -40,6 +41,14 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rlhf {__version__}")
         raise typer.Exit
+
+
+class Dtype(StrEnum):
+    """Of `merge`."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 Version = Annotated[
@@ -176,6 +185,28 @@ def inspect_command(
         from rlhf.tokens.inspect import inspect
 
         inspect(loaded, console(), rows)
+
+
+@app.command(
+    "merge",
+    epilog=example(
+        "rlhf merge outputs/quickstart/dpo -o merged --dtype bfloat16",
+    ),
+)
+def merge_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A LoRA run's folder.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the whole model.", show_default=False),
+    ],
+    dtype: Annotated[Dtype, typer.Option(help="The precision of the stored weights.")] = Dtype.bfloat16,
+    debug: Debug = False,
+) -> None:
+    """Write base and adapters as one model, for tools that take no adapters; says what that costs."""
+    with reported(debug):
+        from rlhf.models.merge import describe, merge
+
+        typer.echo(describe(merge(run, output, dtype.value)))
 
 
 @app.command(

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from rlhf.embedded import resolve
 from rlhf.generation.in_process import InProcessEngine
+from rlhf.models.lineage import saved_template
 from rlhf.models.load import load_policy
-from rlhf.models.save import saved_template
 from rlhf.recipe.sections import ModelSection, SamplingSection, TemplateSection
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer

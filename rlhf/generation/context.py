@@ -25,7 +25,7 @@ def config_context(name_or_path: str) -> int | None:
         folder = cache.root() / name_or_path.removeprefix(embedded.PREFIX)
     else:
         folder = Path(name_or_path).expanduser()
-    for file in (folder / "config.json", folder / "final" / "config.json"):
+    for file in (folder / "config.json", folder / "final" / "config.json", *_base_config(folder)):
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -35,6 +35,18 @@ def config_context(name_or_path: str) -> int | None:
             if found:
                 return int(found[0])
     return None
+
+
+def _base_config(folder: Path) -> list[Path]:
+    """Where the config of the base under a `final/` of adapters lies."""
+    for lineage in (folder / "lineage.json", folder / "final" / "lineage.json"):
+        try:
+            base = json.loads(lineage.read_text(encoding="utf-8"))["base"]["name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        made = cache.root() / base.removeprefix(embedded.PREFIX) if base.startswith(embedded.PREFIX) else Path(base)
+        return [made / "config.json"]
+    return []
 
 
 def check_context(longest: int, new_tokens: int, context: int | None, model: str = "the model") -> None:

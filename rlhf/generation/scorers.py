@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, RlhfError
 from rlhf.generation.engine import Completion
+from rlhf.models.lineage import saved_template
 from rlhf.models.load import is_reward_model, load_scalar_model
-from rlhf.models.save import saved_template
 from rlhf.recipe.callables import describe, import_callable
 from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate

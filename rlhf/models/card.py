@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf.embedded import PREFIX, hub_name
+from rlhf.models.lineage import Lineage
 from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
 
 
-def model_card(recipe: TrainRecipe, lineage: dict[str, Any], report: dict[str, Any], metrics: dict[str, Any]) -> str:
+def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The card as Markdown, with the header that model hubs read. `report` is what became of the rows (data.json)."""
-    base = hub_name(recipe.model.name_or_path)
+    base = hub_name(lineage.base.name_or_path)
     name = recipe.output_dir.rstrip("/").rsplit("/", 1)[-1]
     kind = "reward model" if recipe.method == "reward" else "language model"
-    trained = "LoRA adapters, merged into the weights here and apart in `adapter/`" if recipe.lora else "every weight"
-    steps, processes = lineage["steps"], lineage["processes"]
+    trained = "LoRA adapters, which are what lies here" if recipe.lora else "every weight"
+    steps, processes = lineage.steps, lineage.processes
     lines = [
         *_header(recipe, base),
         f"# {name}",
         "",
-        f"A {kind}: `{base}` trained with `method: {recipe.method}` by rlhf {lineage['rlhf']} for {steps} "
+        f"A {kind}: `{base}` trained with `method: {recipe.method}` by rlhf {lineage.rlhf} for {steps} "
         f"step{'' if steps == 1 else 's'} in {processes} process{'' if processes == 1 else 'es'}; trained: {trained}.",
         "",
         "## Data",
@@ -33,7 +34,7 @@ def model_card(recipe: TrainRecipe, lineage: dict[str, Any], report: dict[str, A
         "",
         "## Use",
         "",
-        *_use(recipe),
+        *_use(recipe, base),
         "",
         "## Recipe",
         "",
@@ -67,17 +68,24 @@ def _data(report: dict[str, Any]) -> list[str]:
     ] or ["- none"]
 
 
-def _use(recipe: TrainRecipe) -> list[str]:
+def _use(recipe: TrainRecipe, base: str) -> list[str]:
     if recipe.method == "reward":
         return [
             "The score's head is `head.safetensors`. In a recipe, name this folder as a scorer's `model:`; transformers "
             "loads the body with `AutoModel.from_pretrained(folder)`."
         ]
+    load = ['model = AutoModelForCausalLM.from_pretrained("path/to/final")']
+    if recipe.lora:
+        load = [
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")  # in the precision that lineage.json names',
+            'model = PeftModel.from_pretrained(base, "path/to/final")',
+        ]
     return [
         "```python",
+        *(["from peft import PeftModel"] if recipe.lora else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/final")',
+        *load,
         'tokenizer = AutoTokenizer.from_pretrained("path/to/final")',
         "```",
         "",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError, first_line
+from rlhf.models.adapters import lora_layers, put_adapters
+from rlhf.models.lineage import adapter_lineage, quantization_of
 from rlhf.models.policy import Policy
+from rlhf.models.probe import check_probe
 from rlhf.models.save import load_head
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.sections import LoraSection, ModelSection, QuantizationSection
@@ -30,20 +34,51 @@ transformers_logging.disable_progress_bar()
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a model's name stands for: a base, and the `final/` whose adapters belong on it, if any."""
+
+    base: str
+    parent: Path | None
+    folder: Path  # what the name itself stands for: where a saved head and the probe lie
+    quantization: QuantizationSection | None
+
+
+def source_of(name_or_path: str, quantization: QuantizationSection | None) -> Source:
+    """Where the weights are. A run's folder means its `final/`; a `final/` of adapters means its base with them on it.
+
+    Raises RecipeError for what is not there, for a base that is not the one the adapters were trained on, and for another
+    quantisation than theirs.
+    """
+    path = find_model(name_or_path)
+    folder = Path(path)
+    lineage = adapter_lineage(folder)
+    if lineage is None:
+        return Source(path, None, folder, quantization)
+    lineage.check_base(folder)
+    return Source(find_model(lineage.base.name_or_path), folder, folder, quantization_of(lineage, quantization, folder))
+
+
 def load_policy(
     model: ModelSection,
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
+    trains: bool = False,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen."""
-    network = _pretrained(AutoModelForCausalLM, model, quantization, device)
-    pad = _pad_token_id(network)
-    wrapped = _trainable(network, lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, task="CAUSAL_LM")
-    return Policy(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
+    """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen.
+
+    `trains` without `lora` is full fine-tuning: adapters of a parent are then merged into the base, in float32.
+    """
+    source = source_of(model.name_or_path, quantization)
+    network = _pretrained(AutoModelForCausalLM, source.base, model.dtype, source.quantization, device)
+    adapted = _adapted(network, source, "CAUSAL_LM", lora, trains, bf16, gradient_checkpointing)
+    policy = Policy(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
+    check_probe(policy, source.folder)
+    return policy
 
 
 def load_scalar_model(
@@ -51,17 +86,18 @@ def load_scalar_model(
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
+    trains: bool = False,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     device: torch.device | str = "cpu",
 ) -> ScalarModel:
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
-    network = _pretrained(AutoModel, model, quantization, device)
-    pad = _pad_token_id(network)
-    task = "FEATURE_EXTRACTION"
-    wrapped = _trainable(network, lora, gradient_checkpointing=gradient_checkpointing, bf16=bf16, task=task)
-    scalar = ScalarModel(wrapped, pad_token_id=pad, batching=model.batching, bf16=bf16)
-    load_head(scalar, Path(resolve(model.name_or_path)))
+    source = source_of(model.name_or_path, quantization)
+    network = _pretrained(AutoModel, source.base, model.dtype, source.quantization, device)
+    adapted = _adapted(network, source, "FEATURE_EXTRACTION", lora, trains, bf16, gradient_checkpointing)
+    scalar = ScalarModel(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
+    load_head(scalar, source.folder)
+    check_probe(scalar, source.folder)
     return scalar
 
 
@@ -70,11 +106,36 @@ def is_reward_model(name_or_path: str) -> bool:
     return (Path(resolve(name_or_path)) / "head.safetensors").is_file()
 
 
+def _adapted(
+    network: PreTrainedModel,
+    source: Source,
+    task: str,
+    lora: LoraSection | None,
+    trains: bool,
+    bf16: bool,
+    gradient_checkpointing: bool,
+) -> nn.Module:
+    """The network with whatever adapters belong on it, ready to run."""
+    disable_dropout(network)
+    if gradient_checkpointing:
+        with warnings.catch_warnings():  # renamed in transformers 5.23
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora is None and source.parent is None:
+        return network
+    adapted: nn.Module = put_adapters(network, lora, source.parent, task=task)
+    if lora is None and trains:
+        merged: nn.Module = adapted.merge_and_unload()  # type: ignore[operator]
+        return merged.requires_grad_(True)
+    for layer in lora_layers(adapted):
+        layer.cast_input_dtype_enabled = not bf16  # autocast would only cast back: two copies of every activation
+    return adapted
+
+
 def _pretrained(
-    auto: Any, section: ModelSection, quantization: QuantizationSection | None, device: torch.device | str
+    auto: Any, path: str, dtype: str, quantization: QuantizationSection | None, device: torch.device | str
 ) -> PreTrainedModel:
-    path = find_model(section.name_or_path)
-    options: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
     if quantization is not None and quantization.load_in_4bit:
         options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
     verbosity = transformers_logging.get_verbosity()
@@ -106,46 +167,6 @@ def _bitsandbytes_config(section: QuantizationSection) -> Any:
         bnb_4bit_use_double_quant=section.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, section.bnb_4bit_compute_dtype),
     )
-
-
-def _trainable(
-    network: PreTrainedModel, lora: LoraSection | None, *, gradient_checkpointing: bool, bf16: bool, task: str
-) -> nn.Module:
-    """The network with its adapters, which alone train; the network itself without `lora`."""
-    disable_dropout(network)
-    with warnings.catch_warnings():
-        # renamed in transformers 5.23; peft asks for the old name too
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
-        if gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if lora is None:
-            return network
-        adapted = _with_adapters(network, lora, task)
-    for layer in adapted.modules():
-        if hasattr(layer, "cast_input_dtype_enabled"):  # autocast would only cast back: two copies of every activation
-            layer.cast_input_dtype_enabled = not bf16  # type: ignore[assignment]
-    return adapted
-
-
-def _with_adapters(network: PreTrainedModel, lora: LoraSection, task: str) -> nn.Module:
-    """Adapters in float32, whatever the base's precision."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        task_type=task,
-    )
-    try:
-        adapted = get_peft_model(network, config)
-    except ValueError as error:
-        raise RecipeError(f"lora.target_modules: {first_line(error)}") from error
-    if hasattr(network.get_output_embeddings(), "base_layer"):
-        raise RecipeError("lora.target_modules: adapters on the output head are not supported; name other layers")
-    return adapted
 
 
 def disable_dropout(network: nn.Module) -> None:

@@ -1,16 +1,18 @@
 """The policy: a causal language model as one module from a batch of segments to log-probabilities.
 
 Body, head and log-softmax sit inside one `forward`, because DDP, FSDP and ZeRO see only what goes through the wrapped
-module's forward. The reference under LoRA is the same weights with the adapters off: no second copy of the base.
+module's forward. The reference under LoRA is the same base with other adapters: no second copy of the base.
 """
 
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from rlhf.models.adapters import START, active, lora_layers
 from rlhf.models.attention import padded_inputs, segment_inputs
 from rlhf.models.batching import SegmentModule
 from rlhf.models.logprobs import head_logprobs, logits_logprobs
@@ -50,20 +52,21 @@ class Policy(SegmentModule):
 class Reference:
     """The policy that DPO and PPO stay close to; never trained, called without gradients.
 
-    With adapters it is the policy with its adapters off (they start at zero, so that is the policy as it started);
-    without, a frozen copy. `other` is a policy loaded from elsewhere.
+    With adapters it is the policy as it started: its base with the adapters of the parent stage, or with none, so no second
+    copy of the base. Without adapters it is a frozen copy. `other` is a policy loaded from elsewhere.
     """
 
     def __init__(self, policy: Policy, other: Policy | None = None) -> None:
         self._shared = other is None and policy.has_adapters
         self._policy = policy if self._shared else (other or copy.deepcopy(policy))
-        if not self._shared:
+        if self._shared:
+            self._layers = lora_layers(policy)
+            self._adapters = [START] if any(START in layer.lora_A for layer in self._layers) else []
+        else:
             self._policy.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, batch: SegmentBatch, *, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of `batch.targets`, [N]."""
-        if not self._shared:
-            return self._policy(batch, temperature=temperature)  # type: ignore[no-any-return]
-        with self._policy.model.disable_adapter():  # type: ignore[operator]
+        with active(self._layers, self._adapters) if self._shared else nullcontext():
             return self._policy(batch, temperature=temperature)  # type: ignore[no-any-return]

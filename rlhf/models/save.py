@@ -1,13 +1,12 @@
-"""`final/`: a whole model that loads anywhere, with the tokenizer, the adapters apart, and where it came from.
+"""`final/`: what a stage leaves to the next, with the tokenizer and where it came from.
 
-A LoRA run's weights are merged in float32 onto the very base they were trained on (for a 4-bit base, its dequantised
-weights: the function that was trained) and written in the base's precision; the adapters lie beside in `adapter/`. A
-reward model's head is `head.safetensors`, so no merge can lose it. Everything is safetensors and JSON.
+A LoRA run leaves its adapters, in float32, and the name of the base that they belong on (`lineage.json`). Nothing is merged:
+a delta added to weights that the next stage quantises again, or rounds to bf16, is lost in the rounding. A full fine-tune
+leaves the whole model. A reward model's head is `head.safetensors`. Everything is safetensors and JSON.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.embedded import hub_name
 from rlhf.errors import CheckpointError
-from rlhf.recipe.sections import TemplateSection
+from rlhf.models.adapters import save_adapters
+from rlhf.models.lineage import Lineage
 
 if TYPE_CHECKING:
     from rlhf.models.batching import SegmentModule
@@ -26,32 +26,24 @@ if TYPE_CHECKING:
 
 
 def save_final(
-    module: SegmentModule,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    lineage: dict[str, Any],
+    module: SegmentModule, tokenizer: PreTrainedTokenizerBase, folder: Path, *, dtype: torch.dtype, lineage: Lineage
 ) -> None:
-    """Write `folder`. `dtype` is the precision of the stored weights; `lineage` says what the model was made from."""
+    """Write `folder`: adapters where the module has them, else the whole model with its weights in `dtype`."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save_transformer(module, folder, dtype)
     if module.has_adapters:
-        module.model.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
-        _name_the_base(folder / "adapter", hub_name(lineage["base"]))
+        save_adapters(module.model, folder, base=hub_name(lineage.base.name_or_path))
+    else:
+        save_whole(module.transformer, folder, dtype)
+    save_head(module, folder)
+    tokenizer.save_pretrained(folder)
+    lineage.write(folder)
+
+
+def save_head(module: SegmentModule, folder: Path) -> None:
+    """The scalar head of a reward model; nothing for a policy."""
     head = getattr(module, "head", None)
     if isinstance(head, nn.Linear):
         save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / "head.safetensors")
-    tokenizer.save_pretrained(folder)
-    (folder / "lineage.json").write_text(json.dumps(lineage, indent=2) + "\n")
-
-
-def _name_the_base(adapter: Path, base: str) -> None:
-    """Let the adapter name its base as others can find it: peft writes the folder that it was loaded from, such as a cache's."""
-    config = adapter / "adapter_config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (adapter / "README.md").unlink(missing_ok=True)  # peft's unfilled card; final/README.md is the run's
 
 
 def load_head(model: ScalarModel, folder: Path) -> None:
@@ -67,16 +59,8 @@ def load_head(model: ScalarModel, folder: Path) -> None:
     model.head.load_state_dict(state)
 
 
-def saved_template(folder: Path) -> TemplateSection | None:
-    """The template that a `final/` was trained with; None for a model from elsewhere."""
-    lineage = folder / "lineage.json"
-    if not lineage.is_file():
-        return None
-    return TemplateSection.model_validate(json.loads(lineage.read_text(encoding="utf-8"))["template"])
-
-
-def _save_transformer(module: SegmentModule, folder: Path, dtype: torch.dtype) -> None:
-    network = module.transformer
+def save_whole(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
+    """The network as a model that loads anywhere: adapters added in, 4-bit weights dequantised, stored in `dtype`."""
     state = merged_state(network, dtype)
     quantizer, quantization = (
         getattr(network, "hf_quantizer", None),

@@ -64,12 +64,17 @@ class QuantizationSection(Section):
 
 
 class LoraSection(Section):
-    """Low-rank adapters on the frozen base (peft)."""
+    """Low-rank adapters on the frozen base (peft).
+
+    Where `model` is a LoRA run, `start: continue` goes on training a copy of its adapters (whose rank and layers it keeps),
+    and `fresh` trains new ones on top of them.
+    """
 
     r: PositiveInt = 8
     lora_alpha: PositiveInt = 16
     lora_dropout: Fraction = 0.0
     target_modules: str | list[str] = "all-linear"
+    start: Literal["continue", "fresh"] = "continue"
 
 
 class SourceSection(Section):

@@ -55,7 +55,7 @@ class ScorerEngine:
         from pathlib import Path
 
         from rlhf.embedded import resolve
-        from rlhf.models.save import saved_template
+        from rlhf.models.lineage import saved_template
         from rlhf.recipe.sections import TemplateSection
         from rlhf.tokens.template import Renderer
         from rlhf.tokens.tokenizer import load_tokenizer

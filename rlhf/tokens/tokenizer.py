@@ -28,7 +28,10 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def find_model(name_or_path: str) -> str:
-    """The local folder of a model, or its hub name. Raises RecipeError for a local path that does not exist."""
+    """The local folder of a model (a run's folder means its `final/`), or its hub name.
+
+    Raises RecipeError for a local path that does not exist.
+    """
     path = resolve(name_or_path)
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from rlhf import __version__
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError
 from rlhf.models.card import model_card
+from rlhf.models.lineage import Base, Lineage, read_lineage
+from rlhf.models.load import source_of
+from rlhf.models.probe import ROWS as PROBE_ROWS
+from rlhf.models.probe import write_probe
 from rlhf.models.save import save_final
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
@@ -21,7 +26,7 @@ from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
 from rlhf.tokens.recipe_rows import training_rows, with_template
-from rlhf.tokens.tokenizer import load_tokenizer
+from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.loop import Stage, fit
 from rlhf.train.setup import Setup
@@ -54,10 +59,14 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     accelerator.init_trackers("rlhf")
     metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     if accelerator.is_main_process:
+        accelerator.free_memory()  # the optimizer's: room to load what is saved
         with atomic_folder(folder / "final") as final:
             lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
             (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")
+            write_probe(stage.model, rows.samples, final)
+            lost = setup.load_again(stage.model, final)
+        accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")
     accelerator.wait_for_everyone()
     accelerator.end_training()  # last: it takes the process group down
     return {"metrics": metrics, "rows": report, "final": str(folder / "final")}
@@ -89,15 +98,23 @@ def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
     }
 
 
-def _lineage(recipe: TrainRecipe, identity: dict[str, Any], steps: int, processes: int) -> dict[str, Any]:
-    """Where `final/` came from, and the template it was trained with."""
-    return {
-        "rlhf": __version__,
-        "method": recipe.method,
-        "base": recipe.model.name_or_path,
-        "base_identity": identity["models"]["model.name_or_path"],
-        "data": identity["rows"],
-        "steps": steps,
-        "processes": processes,
-        "template": recipe.data.template.model_dump(),
-    }
+def _lineage(recipe: TrainRecipe, identity: dict[str, Any], steps: int, processes: int) -> Lineage:
+    """Where `final/` comes from. The base is the parent's where the parent is adapters, else the model itself."""
+    name = recipe.model.name_or_path
+    parent = read_lineage(Path(find_model(name)))
+    source = source_of(name, recipe.quantization)
+    quantization = None if source.quantization is None else source.quantization.model_dump()
+    own = Base(name, identity["models"]["model.name_or_path"], recipe.model.dtype, quantization)
+    parents = (
+        () if parent is None else (*parent.parents, {"path": name, "method": parent.method, "identity": own.identity})
+    )
+    return Lineage(
+        method=recipe.method,
+        base=own if parent is None or source.parent is None else replace(parent.base, dtype=recipe.model.dtype),
+        parents=parents,
+        template=recipe.data.template.model_dump(),
+        rows=identity["rows"],
+        steps=steps,
+        processes=processes,
+        rlhf=__version__,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from rlhf.generation.engine import Engine
 from rlhf.generation.in_process import InProcessEngine
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
+from rlhf.models.probe import check_probe
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import TrainRecipe
 
@@ -30,7 +32,7 @@ class Setup:
 
     def policy(self) -> Policy:
         """The model that trains."""
-        return load_policy(self.recipe.model, lora=self.recipe.lora, **self._options)
+        return load_policy(self.recipe.model, lora=self.recipe.lora, trains=True, **self._options)
 
     def other_policy(self, name_or_path: str) -> Policy | None:
         """A reference from elsewhere, frozen; None for `initial`, the policy as it starts."""
@@ -41,7 +43,17 @@ class Setup:
     def scalar_model(self, name_or_path: str | None = None) -> ScalarModel:
         """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
         section = self.recipe.model.model_copy(update={"name_or_path": name_or_path or self.recipe.model.name_or_path})
-        return load_scalar_model(section, lora=self.recipe.lora, **self._options)
+        return load_scalar_model(section, lora=self.recipe.lora, trains=True, **self._options)
+
+    def load_again(self, model: Policy | ScalarModel, folder: Path) -> float:
+        """Load a `final/` as the next stage will; returns how far it is from what was trained (`models.probe`).
+
+        Raises CheckpointError where it is another function.
+        """
+        section = self.recipe.model.model_copy(update={"name_or_path": str(folder)})
+        load = load_policy if isinstance(model, Policy) else load_scalar_model
+        options = self._options | {"quantization": None}  # what adapters lie on is in their lineage
+        return check_probe(load(section, **options), folder) or 0.0
 
     def engine(self, policy: Policy) -> Engine:
         """What samples completions from the policy while it trains."""

@@ -44,6 +44,6 @@ def adapter(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    folder = tmp_path_factory.mktemp("run") / "final" / "adapter"
+    folder = tmp_path_factory.mktemp("run") / "final"
     adapted.save_pretrained(folder)
     return folder

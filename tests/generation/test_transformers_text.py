@@ -188,7 +188,7 @@ def test_an_adapter_is_merged(model: Path, adapter: Path, engine: TransformersTe
     from peft import PeftModel
 
     tokenizer = tiny_tokenizer()
-    for path in (adapter, adapter.parent.parent):  # the run's own folder will do
+    for path in (adapter, adapter.parent):  # the run's own folder will do
         adapted = opened(model, chat="plain", adapter=str(path))
         answers = ask(adapted, PROMPTS, GREEDY)
         assert answers != ask(engine, PROMPTS, GREEDY)

@@ -1,19 +1,21 @@
-"""The README.md of final/, and the base's name in its adapter."""
+"""The README.md of final/."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf.models.card import model_card
-from rlhf.models.save import _name_the_base
+from rlhf.models.lineage import Base, Lineage
 from rlhf.recipe import load
 from rlhf.recipe.loader import dump
 
-LINEAGE = {"rlhf": "0.1.0", "steps": 1, "processes": 2}
+
+def lineage(base: str) -> Lineage:
+    return Lineage("dpo", Base(base, "", "float32", None), (), {}, rows="", steps=1, processes=2, rlhf="0.1.0")
+
+
 REPORT: dict[str, Any] = {
     "train": {"sources": [{"path": "rows.jsonl", "format": "preference", "rows_in": 1200, "rows_out": 1100}]},
     "eval": {"sources": []},
@@ -29,7 +31,7 @@ def card(method: str, model: str) -> tuple[dict[str, Any], str, Any]:
             "data": {"train": "rows.jsonl"},
         }
     )
-    text = model_card(recipe, LINEAGE, REPORT, {"loss": 0.25, "step": 1})
+    text = model_card(recipe, lineage(model), REPORT, {"loss": 0.25, "step": 1})
     header, _, body = text.removeprefix("---\n").partition("---\n")
     return yaml.safe_load(header), body, recipe
 
@@ -47,11 +49,3 @@ def test_a_local_base_is_no_hub_name_and_a_reward_model_is_no_generator() -> Non
     header, body, _ = card("reward", "outputs/sft/final")
     assert "base_model" not in header and header["pipeline_tag"] == "text-classification"
     assert "AutoModelForCausalLM" not in body
-
-
-def test_an_adapter_names_its_base_and_not_a_cache(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/.cache/x", "r": 8}')
-    (tmp_path / "README.md").write_text("[More Information Needed]")
-    _name_the_base(tmp_path, "org/base")
-    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {"base_model_name_or_path": "org/base", "r": 8}
-    assert not (tmp_path / "README.md").exists()

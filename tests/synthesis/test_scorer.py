@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rlhf.errors import RecipeError
+from rlhf.models.lineage import saved_template
 from rlhf.models.load import load_scalar_model
-from rlhf.models.save import saved_template
 from rlhf.recipe.sections import ModelSection, TemplateSection
 from rlhf.synthesis import score
 from rlhf.tokens.segments import collate

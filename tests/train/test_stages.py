@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -87,7 +88,9 @@ def test_final_is_the_trained_model_and_loads_in_transformers(
     final = Path(recipe.output_dir) / "final"
     assert sorted(p.suffix for p in final.iterdir() if p.is_file() and p.suffix in {".bin", ".pt", ".pkl"}) == []
     lineage = json.loads((final / "lineage.json").read_text())
-    assert lineage["base"] == model_folder(name) and lineage["method"] == "sft" and lineage["steps"] == 4
+    assert (
+        lineage["base"]["name_or_path"] == model_folder(name) and lineage["method"] == "sft" and lineage["steps"] == 4
+    )
     batch = collate([Segment([5, 6, 7], [[8, 9, 10], [11]])])
     merged = load_policy(ModelSection(name_or_path=str(final)))
     trained = load_policy(recipe.model, lora=recipe.lora)
@@ -99,10 +102,14 @@ def test_final_is_the_trained_model_and_loads_in_transformers(
                 parameter.copy_(state[parameter_name])
         torch.testing.assert_close(merged(batch), trained(batch), rtol=1e-5, atol=1e-5)
         assert (trained(batch) - before).abs().max() > 0.1
-        plain = AutoModelForCausalLM.from_pretrained(final)
+        if lora is None:
+            plain = AutoModelForCausalLM.from_pretrained(final)
+        else:
+            plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder(name)), str(final))
         logits = plain(torch.tensor([[5, 6, 7, 11]])).logits.log_softmax(-1)
         torch.testing.assert_close(logits[0, 2, 11], merged(batch)[3], rtol=1e-4, atol=1e-4)
-    assert (final / "adapter/adapter_model.safetensors").is_file() == (lora is not None)
+    assert (final / "adapter_model.safetensors").is_file() == (lora is not None)
+    assert (final / "model.safetensors").is_file() == (lora is None)
 
 
 def test_a_reward_models_head_survives_saving(recipe_of: Recipes, model_folder: Folders) -> None:

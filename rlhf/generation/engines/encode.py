@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from rlhf.embedded import resolve
 from rlhf.errors import DataError, RecipeError
 from rlhf.generation.text_engine import Request
-from rlhf.models.save import saved_template
+from rlhf.models.lineage import adapter_lineage, saved_template
 from rlhf.recipe.sections import TemplateSection
 from rlhf.tokens.template import Renderer
-from rlhf.tokens.tokenizer import load_tokenizer
+from rlhf.tokens.tokenizer import find_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +66,12 @@ def located(name: str, section_model: str, adapter: str | None) -> tuple[str, st
     return named(name, lambda: (_model_folder(section_model), None if adapter is None else _adapter_folder(adapter)))
 
 
+def base_and_adapter(path: str, adapter: str | None) -> tuple[str, str | None]:
+    """For an engine that loads base and adapter itself: a `final/` of adapters is a base and an adapter."""
+    lineage = adapter_lineage(Path(path)) if adapter is None else None
+    return (path, adapter) if lineage is None else (find_model(lineage.base.name_or_path), path)
+
+
 def named(name: str, make: Callable[[], T]) -> T:
     """What `make` makes; its RecipeErrors say which engine of the recipe they are about."""
     try:
@@ -82,13 +88,13 @@ def _model_folder(name_or_path: str) -> str:
 
 
 def _adapter_folder(path: str) -> str:
-    """A LoRA folder: itself, or the `adapter/` of a run or of its `final/`."""
-    for folder in (Path(path), Path(path) / "adapter", Path(path) / "final" / "adapter"):
+    """A LoRA folder: itself, or the `final/` of a run."""
+    for folder in (Path(path), Path(path) / "final"):
         if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
             return str(folder)
     raise RecipeError(
         f"adapter: no LoRA adapter in {path} (adapter_config.json with adapter_model.safetensors); "
-        "rlhf writes one to a run's final/adapter"
+        "a LoRA run's final/ is one"
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from rlhf.errors import RecipeError, SetupError
-from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.encode import Encoder, base_and_adapter, located, named
 from rlhf.generation.engines.sampling import distinct_samples, last_line_pattern, refuse_unsupported, request_seed
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.synthesis import TextSampling, VllmSection
@@ -39,14 +39,14 @@ class VllmEngine:
             raise SetupError(f"engine {name}: vLLM is not installed; {INSTALL}, {APART}")
         path, adapter = located(name, section.model, section.adapter)
         self._encoder = named(name, lambda: Encoder(path, section.chat))
-        if adapter is not None:
-            named(name, lambda: check_rank(adapter, section.max_lora_rank))
+        base, adapter = base_and_adapter(path, adapter)
+        named(name, lambda: check_rank(adapter, section.max_lora_rank))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from vllm import LLM
 
         options = {key.replace("-", "_"): value for key, value in engine_options(section, adapter).items()}
         try:
-            self._llm: Any = LLM(model=path, seed=0, **options)
+            self._llm: Any = LLM(model=base, seed=0, **options)
         except (RuntimeError, ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:500]
             raise SetupError(f"engine {name}: vLLM cannot run {path}: {reason}") from error
@@ -146,8 +146,10 @@ def engine_options(section: VllmSection, adapter: str | None) -> dict[str, Any]:
     return options
 
 
-def check_rank(adapter: str, most: int) -> None:
+def check_rank(adapter: str | None, most: int) -> None:
     """Raise RecipeError for an adapter of a higher rank than vLLM is told to make room for."""
+    if adapter is None:
+        return
     rank = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get("r", 0)
     if rank > most:
         raise RecipeError(f"max_lora_rank: {adapter} has rank {rank}, but there is room for {most}; set it to {rank}")

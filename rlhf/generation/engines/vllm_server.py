@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rlhf.errors import DataError, SetupError
-from rlhf.generation.engines.encode import Encoder, located, named
+from rlhf.generation.engines.encode import Encoder, base_and_adapter, located, named
 from rlhf.generation.engines.openai_server import OpenaiServer
 from rlhf.generation.engines.sampling import refuse_unsupported
 from rlhf.generation.engines.vllm_engine import APART, INSTALL, check_rank, engine_options
@@ -59,12 +59,12 @@ class VllmServer:
                 f"engine {name}: vLLM is not installed; {INSTALL}, or set {PYTHON} to a Python that has it, {APART}"
             )
         path, adapter = located(name, section.model, section.adapter)
-        if adapter is not None:
-            named(name, lambda: check_rank(adapter, section.max_lora_rank))
         self._encoder = named(name, lambda: Encoder(path, section.chat))
+        base, adapter = base_and_adapter(path, adapter)
+        named(name, lambda: check_rank(adapter, section.max_lora_rank))
         port = section.port or _free_port()
         self._log = Path(tempfile.mkdtemp(prefix="rlhf-vllm-")) / "server.log"
-        self._process = _start(python, _arguments(section, path, adapter, port), self._log)
+        self._process = _start(python, _arguments(section, base, adapter, port), self._log)
         self._stop = weakref.finalize(self, _stop, self._process)  # at exit too
         try:
             self._wait(port)

@@ -1,0 +1,206 @@
+"""LoRA adapters on a base: fresh, continued from a parent's, or stacked on a frozen parent's.
+
+    no parent             "default" trains; the reference is the base alone
+    parent, continue      "default" trains from a copy of the parent's; the reference is the base with "start", the parent's
+    parent, fresh         "default" trains from zero on top of "start"; the reference is the base with "start"
+
+Nothing is merged into the base, whose weights may be quantised. Which adapters count is a flag of each layer, switched by
+`active`; unlike peft's `set_adapter` and `disable_adapter` that leaves `requires_grad` alone and costs no search.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf.errors import CheckpointError, RecipeError, first_line
+from rlhf.models.lineage import ADAPTER
+from rlhf.recipe.sections import LoraSection
+
+CONFIG = "adapter_config.json"
+TRAINED, START = "default", "start"
+
+
+def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Path | None, *, task: str) -> Any:
+    """The network under peft, with the adapters that the module's docstring lists, in float32.
+
+    `lora` is None for a model that does not train: the parent's adapters alone, frozen. `parent` is a `final/`.
+    Raises RecipeError for layers that are not there, and for a recipe that contradicts the parent's adapters.
+    """
+    if parent is None:
+        assert lora is not None
+        return _checked(_inject(network, _config_of(lora, task)), network)
+    config = LoraConfig.from_pretrained(str(parent))
+    config.task_type, config.inference_mode, config.lora_dropout = task, False, 0.0
+    state = _state_for(network, load_file(parent / ADAPTER))
+    if lora is None:
+        adapted = _inject(network, config)
+        _fill(adapted, state, TRAINED, parent)
+        return adapted.requires_grad_(False)
+    if lora.start == "continue":
+        _check_agreement(network, lora, config, parent)
+        config.lora_dropout = lora.lora_dropout
+        adapted = _inject(network, config)
+    else:
+        adapted = _inject(network, _config_of(lora, task))
+    start = LoraConfig.from_pretrained(str(parent))
+    start.task_type, start.inference_mode, start.lora_dropout = task, False, 0.0
+    adapted.add_adapter(START, start)
+    _fill(adapted, state, START, parent)
+    if lora.start == "continue":
+        _fill(adapted, state, TRAINED, parent)
+    for layer in lora_layers(adapted):
+        layer._active_adapter = [TRAINED] if lora.start == "continue" else [START, TRAINED]
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad = f".{TRAINED}." in name
+    return _checked(adapted, network)
+
+
+def lora_layers(module: nn.Module) -> list[Any]:
+    """Every layer that carries adapters."""
+    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+@contextmanager
+def active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
+    """Only these adapters count in the block; none for no names. Layers without an adapter of a name go without it."""
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        layer._active_adapter, layer._disable_adapters = list(names), not names
+    try:
+        yield
+    finally:
+        for layer, (adapters, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = adapters, disabled
+
+
+def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
+    """The active adapters as one, in peft's own format and in float32.
+
+    Stacked adapters become one: [s1 B1, s2 B2] [A1; A2] = s1 B1 A1 + s2 B2 A2, its rank the sum of theirs.
+    """
+    network = adapted.get_base_model()
+    layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    config = adapted.peft_config[TRAINED].to_dict()
+    parts: dict[str, list[str]] = {
+        name: [a for a in layer._active_adapter if a in layer.lora_A] for name, layer in layers.items()
+    }
+    stacked = any(START in used for used in parts.values())
+    rank = max(sum(layers[name].lora_A[a].out_features for a in used) for name, used in parts.items())
+    state: dict[str, Tensor] = {}
+    for name, used in parts.items():
+        layer = layers[name]
+        down = torch.cat([layer.lora_A[a].weight for a in used])
+        up = torch.cat([layer.lora_B[a].weight * (layer.scaling[a] if stacked else 1.0) for a in used], dim=1)
+        missing = rank - down.shape[0]  # where one of two has no adapter; zeros say the same in the common rank
+        down, up = nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
+        state[f"base_model.model.{name}.lora_A.weight"] = down.detach().float().cpu().contiguous()
+        state[f"base_model.model.{name}.lora_B.weight"] = up.detach().float().cpu().contiguous()
+    config["target_modules"] = _targets(network, set(layers))
+    if stacked:
+        config |= {"r": rank, "lora_alpha": rank}
+    config |= {"base_model_name_or_path": base, "inference_mode": True}
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    save_file(state, folder / ADAPTER, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def _targets(network: PreTrainedModel, layers: set[str]) -> set[str]:
+    """The adapted layers by the last part of their names, which says the same in a body and in a causal model; by their
+    whole names where other layers end alike.
+    """
+    last = {name.rpartition(".")[2] for name in layers}
+    inside = tuple(f"{name}." for name in layers)
+    alike = {n for n, _ in network.named_modules() if n.rpartition(".")[2] in last and not n.startswith(inside)}
+    prefix = f"{network.base_model_prefix}."
+    return last if alike == layers else {name.removeprefix(prefix) for name in layers}
+
+
+def _config_of(lora: LoraSection, task: str) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        task_type=task,
+    )
+
+
+def _inject(network: PreTrainedModel, config: LoraConfig) -> Any:
+    with warnings.catch_warnings():
+        # renamed in transformers 5.23; peft asks for the old name too
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+        warnings.filterwarnings(
+            "ignore", message=".*`base_model_name_or_path` was renamed"
+        )  # a cache's folder has no name
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # GPT-2's Conv1D: peft corrects it
+        try:
+            return get_peft_model(network, config)
+        except ValueError as error:
+            raise RecipeError(f"lora.target_modules: {first_line(error)}") from error
+
+
+def _checked(adapted: Any, network: PreTrainedModel) -> Any:
+    if hasattr(network.get_output_embeddings(), "base_layer"):
+        raise RecipeError("lora.target_modules: adapters on the output head are not supported; name other layers")
+    return adapted
+
+
+def _state_for(network: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Saved adapters under the names of this network: a body has no `model.` (or `transformer.`) before its layers, a
+    causal model has.
+    """
+    inner = f"base_model.model.{network.base_model_prefix}."
+    whole = hasattr(network, network.base_model_prefix)
+    if all(name.startswith(inner) for name in state) == whole:
+        return state
+    if whole:
+        return {inner + name.removeprefix("base_model.model."): value for name, value in state.items()}
+    return {"base_model.model." + name.removeprefix(inner): value for name, value in state.items()}
+
+
+def _fill(adapted: Any, state: dict[str, Tensor], name: str, parent: Path) -> None:
+    """Put saved weights into adapter `name`. Raises CheckpointError where one of them has no place, or has no weight."""
+    result: Any = set_peft_model_state_dict(adapted, dict(state), adapter_name=name)
+    places = sum(f".{name}." in key and "lora_" in key for key, _ in adapted.named_parameters())
+    if result.unexpected_keys or places != len(state):
+        odd = f", the first is {result.unexpected_keys[0]}" if result.unexpected_keys else ""
+        raise CheckpointError(
+            f"{parent}: {len(state)} adapter weights for {places} places in this base{odd}: they are of another model"
+        )
+
+
+def _check_agreement(network: PreTrainedModel, lora: LoraSection, config: LoraConfig, parent: Path) -> None:
+    """A continued adapter keeps its shape: what the recipe states must agree with it."""
+    stated = lora.model_fields_set & {"r", "lora_alpha", "target_modules"}
+    has: dict[str, Any] = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
+    for key in sorted(stated):
+        asked: Any = getattr(lora, key)
+        if key == "target_modules":
+            asked = _resolved(network, lora) if asked == "all-linear" else set(asked)
+            has[key] = {name.rpartition(".")[2] for name in has[key]}
+        if asked != has[key]:
+            kept = sorted(has[key]) if isinstance(has[key], set) else has[key]
+            raise RecipeError(
+                f"lora.{key}: {getattr(lora, key)} here, but the adapters in {parent} that this stage goes on training have "
+                f"{kept}. Leave the key out, or put new adapters on top of them with lora.start: fresh"
+            )
+
+
+def _resolved(network: PreTrainedModel, lora: LoraSection) -> set[str]:
+    """The layers that `all-linear` stands for, by the last part of their names."""
+    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+    config: Any = _maybe_include_all_linear_layers(_config_of(lora, "CAUSAL_LM"), network)
+    return {name.rpartition(".")[2] for name in config.target_modules}

@@ -1,0 +1,97 @@
+"""Where a model came from: `lineage.json`, written into every `final/` and read by whatever loads it.
+
+A LoRA run's `final/` holds adapters, not a model. They mean something only on the very base that they were trained on:
+the same weights, loaded in the same quantisation. The lineage names that base, its content, and the stages that came
+before, so that no later stage can put the adapters on anything else without being told.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.embedded import resolve
+from rlhf.errors import CheckpointError, RecipeError
+from rlhf.recipe.sections import QuantizationSection, TemplateSection
+from rlhf.runs.identity import of_model
+
+NAME = "lineage.json"
+ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model under the adapters: its name, its content (rlhf.runs.identity), how it was loaded."""
+
+    name_or_path: str
+    identity: str
+    dtype: str
+    quantization: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What one `final/` was made of and by. `parents`: the stages before it, the oldest first."""
+
+    method: str
+    base: Base
+    parents: tuple[dict[str, str], ...]
+    template: dict[str, Any]
+    rows: str  # fingerprint of the training rows
+    steps: int
+    processes: int
+    rlhf: str
+
+    def write(self, folder: Path) -> None:
+        (folder / NAME).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def check_base(self, folder: Path) -> None:
+        """Raise RecipeError where the base's content is not what the adapters in `folder` were trained on."""
+        found = of_model(resolve(self.base.name_or_path))
+        if found != self.base.identity:
+            raise RecipeError(
+                f"{folder}: its adapters were trained on {self.base.name_or_path}, whose content has changed since "
+                f"(or cannot be found here). Put that base back, or train the stage again"
+            )
+
+
+def read_lineage(folder: Path) -> Lineage | None:
+    """The lineage of a `final/`; None for a model from elsewhere. Raises CheckpointError for one that cannot be read."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Lineage(**content | {"base": Base(**content["base"]), "parents": tuple(content["parents"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: not a lineage that this version reads ({error}); it may have been written by an older rlhf: "
+            "train the stage again"
+        ) from error
+
+
+def adapter_lineage(folder: Path) -> Lineage | None:
+    """The lineage of a folder that holds adapters of ours; None for whole models and for adapters from elsewhere."""
+    return read_lineage(folder) if (folder / ADAPTER).is_file() else None
+
+
+def saved_template(folder: Path) -> TemplateSection | None:
+    """The template that a `final/` was trained with; None for a model from elsewhere."""
+    lineage = read_lineage(folder)
+    return None if lineage is None else TemplateSection.model_validate(lineage.template)
+
+
+def quantization_of(lineage: Lineage, asked: QuantizationSection | None, folder: Path) -> QuantizationSection | None:
+    """How to load the base under adapters: as it was trained. Raises RecipeError where the recipe asks for another way."""
+    trained = (
+        None if lineage.base.quantization is None else QuantizationSection.model_validate(lineage.base.quantization)
+    )
+    if asked is None or asked == trained or (trained is None and not asked.load_in_4bit):
+        return trained
+    was = "without quantisation" if trained is None else f"with {trained.model_dump()}"
+    raise RecipeError(
+        f"quantization: the adapters in {folder} were trained on a base that was loaded {was}; on a base in another "
+        "quantisation they are another function. Leave the section out: the base is then loaded as it was trained"
+    )

@@ -144,7 +144,10 @@ def test_only_rank_0_speaks_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_output_folder_that_cannot_be_made() -> None:
     result = rlhf("train", recipe(SFT), "output_dir=rows.jsonl")
-    assert (result.exit_code, result.stderr) == (2, "output_dir: rows.jsonl cannot be written: File exists\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "override 'output_dir=rows.jsonl': output_dir: rows.jsonl cannot be written: File exists\n",
+    )
 
 
 def test_nothing_heavy_is_imported_by_help_and_check() -> None:

@@ -69,7 +69,10 @@ def why_missing(spec: str) -> str | None:
         file, reason = _source_of(target)
         if reason is not None:
             return reason
-    names = _top_level_names(file)
+    try:
+        names = _top_level_names(file)
+    except SyntaxError as error:
+        return f"{file}:{error.lineno}: not valid Python: {error.msg}"
     if names is None or names.get(function):
         return None
     if function in names:
@@ -117,12 +120,15 @@ def _source_of(module: str) -> tuple[str | None, str | None]:
 
 
 def _top_level_names(file: str | None) -> dict[str, bool] | None:
-    """The names that a Python file defines, and whether each can be called; None where the text cannot tell."""
+    """The names that a Python file defines, and whether each can be called; None where the text cannot tell.
+
+    Raises SyntaxError for a file that is not Python.
+    """
     if file is None or not file.endswith(".py"):
         return None
     try:
         tree = ast.parse(Path(file).read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ValueError):
         return None
     names: dict[str, bool] = {}
     for node in _statements(tree.body):

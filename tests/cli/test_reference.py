@@ -80,14 +80,20 @@ def test_a_wheel_holds_the_pages_and_the_recipes(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"rlhf/docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= names
-    assert {"rlhf/recipes/quickstart/5_dpo.yaml", "rlhf/synthesis/prompts/score_en.txt"} & names
+    shipped = {f"rlhf/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").glob("*/*") if path.is_file()}
+    assert shipped | {"rlhf/synthesis/prompts/score.en.txt"} <= names
+    assert "rlhf/recipes/quickstart/5_dpo.yaml" in shipped
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    program = "import rlhf; print(rlhf.__file__); from rlhf.cli import app; app(['docs', 'recipes'])"
-    there = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-    )
-    assert str(tmp_path / "installed") in there.stdout and "# Every key of every recipe" in there.stdout
+    program = "import sys, rlhf; print(rlhf.__file__); from rlhf.cli import app; app(sys.argv[1:])"
+
+    def installed(*arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        there = {"PYTHONPATH": str(tmp_path / "installed")}
+        said = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, check=True).stdout
+        assert str(tmp_path / "installed") in said
+        return said
+
+    assert "# Every key of every recipe" in installed("docs", "recipes")
+    assert "5_dpo.yaml" in installed("recipes", "quickstart")
+    installed("recipes", "quickstart", "--to", "mine")
+    assert (tmp_path / "mine/1_sft.yaml").read_text() == (ROOT / "recipes/quickstart/1_sft.yaml").read_text()

@@ -43,6 +43,12 @@ def test_what_is_missing_is_named_with_and_without_an_import(folder: Path, spec:
     assert reason.partition(";")[0].lower() in str(caught.value).lower()
 
 
+def test_a_file_that_is_not_python_is_found_without_an_import(folder: Path) -> None:
+    (folder / "broken.py").write_text("def score(prompts, completions): ...\n\nx = (\n")
+    for spec in ("./broken.py:score", "broken:score"):
+        assert "broken.py:3: not valid Python: '(' was never closed" in (why_missing(spec) or "")
+
+
 @pytest.mark.parametrize("spec", ["./broken.py:score", "broken_module:score"])
 def test_a_file_that_fails_is_named_with_its_line(folder: Path, spec: str) -> None:
     file = folder / (spec.partition(":")[0].removesuffix(".py").removeprefix("./") + ".py")

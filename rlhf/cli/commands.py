@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)
+app.command("init", epilog=example("rlhf init dpo > dpo.yaml"))(reference.init)
 app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
 app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlhf.recipe.loader import Loaded
+
+
+RANK_0_FIRST = 5.0  # seconds: a launcher ends the other processes within one
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -86,7 +90,9 @@ def refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -
 
 @contextmanager
 def reported(debug: bool, *, writes: bool = False) -> Iterator[None]:
-    """Turn an exception into one message on standard error, from rank 0 alone, and the exit code that belongs to it.
+    """Turn an exception into one message on standard error and the exit code that belongs to it.
+
+    Where all processes of a launch fail, rank 0 alone speaks. Another one speaks late, for what it alone has met.
 
     A reader of the output that goes away, as `| head` does, ends a command early. That is an error only where the command
     `writes` files, which are then not finished.
@@ -106,7 +112,10 @@ def reported(debug: bool, *, writes: bool = False) -> Iterator[None]:
         failure = explain(error)
         if debug:
             traceback.print_exc()
-        if is_main_process() or debug:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        if not is_main_process() and not stopped and not debug:
+            time.sleep(RANK_0_FIRST)  # if rank 0 has failed too, the launcher ends this process meanwhile
+        if is_main_process() or not stopped or debug:
             hint = "" if failure.foreseen or debug else " (--debug shows where)"
             prefix = "" if isinstance(error, RecipeError | DataError) else "error: "  # those begin with file:line
             typer.echo(f"{prefix}{failure.message}{hint}", err=True)

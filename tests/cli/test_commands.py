@@ -134,12 +134,25 @@ def test_debug_shows_the_traceback_and_the_message_last(monkeypatch, arguments: 
 
 
 def test_only_rank_0_speaks_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(seconds: float) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("rlhf.cli.common.time.sleep", ended)  # as a launcher does when rank 0 has failed
     entry_point(monkeypatch, lambda recipe: {})
     monkeypatch.setenv("RANK", "1")
     assert rlhf("train", recipe(SFT)).output == ""
     assert not Path("out").exists()
     result = rlhf("train", recipe("method: dpo\n"))
-    assert (result.exit_code, result.output) == (2, "")
+    assert (result.exit_code, result.output) == (143, "")
+
+
+def test_another_rank_speaks_late_of_what_it_alone_has_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("rlhf.cli.common.time.sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    entry_point(monkeypatch, lambda recipe: (_ for _ in ()).throw(SetupError("no GPU")))
+    result = rlhf("train", recipe(SFT))
+    assert (result.exit_code, result.stderr, len(waited)) == (4, "error: no GPU\n", 1)
 
 
 def test_an_output_folder_that_cannot_be_made() -> None:

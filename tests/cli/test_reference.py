@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 from rlhf.cli import app
 from rlhf.cli.common import complete_recipe
+from rlhf.recipe import load
+from rlhf.recipe.schema import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +48,22 @@ def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
 def test_the_schema_knows_every_method() -> None:
     schema = json.loads(rlhf("schema").stdout)
     assert {"sft", "reward", "ppo", "dpo", "data", "generate", "eval"} <= set(schema["discriminator"]["mapping"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_starter_lacks_nothing_but_the_users_own_files(method: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = rlhf("init", method).stdout
+    Path("r.yaml").write_text(text)
+    assert load("r.yaml").method == method
+    assert f"rlhf {' '.join(METHODS[method].command)} FILE" in text
+    checked = rlhf("check", "r.yaml")
+    wrong = [line for line in checked.stderr.splitlines() if "no such file: " not in line]
+    assert wrong == [] and (checked.exit_code == 0) == (checked.stderr == "")
+
+
+def test_a_starter_of_no_method_names_the_nearest() -> None:
+    assert rlhf("init", "dpoo").stderr == "no method 'dpoo'; did you mean 'dpo'?\n"
 
 
 def test_the_shell_completes_recipe_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

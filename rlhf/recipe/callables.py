@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf.errors import RecipeError
+from rlhf.errors import RecipeError, first_line
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
@@ -49,7 +49,8 @@ def describe(error: Exception) -> str:
 
     The place is the deepest line in the first file that is neither ours nor Python's import system.
     """
-    reason = f"{type(error).__name__}: {error}"
+    said = first_line(error)
+    reason = said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
     theirs = [f for f in frames if f.filename not in (__file__, importlib.__file__)]
     if not theirs:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import RecipeError
-from rlhf.recipe.callables import import_callable, why_missing
+from rlhf.recipe.callables import describe, import_callable, why_missing
 
 SOURCE = "from neighbour import FACTOR\n\ndef score(prompts, completions):\n    return [FACTOR for _ in completions]\n"
 
@@ -55,3 +55,8 @@ def test_a_file_that_fails_is_named_with_its_line(folder: Path, spec: str) -> No
     file.write_text("import json\n\nTABLE = json.loads('{')\n\ndef score(prompts, completions): ...\n")
     with pytest.raises(RecipeError, match=rf"{file.name}:3: JSONDecodeError"):
         import_callable(spec)
+
+
+def test_an_error_of_many_lines_or_of_none_is_one_line() -> None:
+    assert describe(ValueError("\nfirst\nsecond")) == "ValueError: first"
+    assert describe(ValueError()) == "ValueError"

@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)
+app.command("init", epilog=example("rlhf init dpo > dpo.yaml"))(reference.init)
 app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
 app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)
 
@@ -134,7 +135,7 @@ def run_command(
 
     Finished stages are skipped; one that broke goes on from its last checkpoint.
     """
-    with reported(debug):
+    with reported(debug, writes=True):
         from rlhf.cli.folder import run_folder
         from rlhf.runs.start import stop_on_sigterm
 
@@ -223,9 +224,17 @@ def chat_command(
 ) -> None:
     """Talk to a trained model."""
     with reported(debug):
+        from rlhf.cli.check.paths import look_for_model
+
+        reason, certain = look_for_model("model", model)
+        if reason is not None and certain:
+            raise RecipeError(f"{reason} (has the run that makes it finished?)")
         from rlhf.generation.chat import chat
 
-        chat(model, console())
+        try:
+            chat(model, console())
+        except RecipeError as error:  # nobody wrote a recipe, so no key of one is at fault
+            raise RecipeError([problem.removeprefix("model.name_or_path: ") for problem in error.problems]) from error
 
 
 @app.command(
@@ -251,7 +260,7 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
         yield f"steps: {', '.join(steps) or 'none'}"
     elif recipe.method == "generate":
         yield f"model: {recipe.model.name_or_path}"
-        yield f"{recipe.sampling.n} completions a prompt of {', '.join(source.path for source in recipe.prompts)}"
+        yield f"{_counted(recipe.sampling.n, 'completion')} for each prompt of {', '.join(source.path for source in recipe.prompts)}"
     elif recipe.method == "eval":
         yield f"models: {', '.join(model.name for model in recipe.models)} (the first is the reference)"
         yield f"scorers: {', '.join(scorer.label for scorer in recipe.scorers)}"
@@ -261,6 +270,11 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
         yield f"model: {recipe.model.name_or_path} ({recipe.model.dtype}{adapters}{bits})"
         yield f"data: {', '.join(source.path for source in recipe.data.train)}, max_length {recipe.data.max_length}"
         training = recipe.training
-        length = f"{training.max_steps} steps" if training.max_steps else f"{training.num_train_epochs:g} epochs"
+        epochs = training.num_train_epochs
+        length = _counted(training.max_steps, "step") if training.max_steps else _counted(epochs, "epoch")
         batch = f"{training.per_device_train_batch_size} x {training.gradient_accumulation_steps}"
         yield f"training: {length}, batch {batch} on each device, learning_rate {training.learning_rate:g}"
+
+
+def _counted(count: float, word: str) -> str:
+    return f"{count:g} {word}{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlhf.recipe.loader import Loaded
+
+
+RANK_0_FIRST = 5.0  # seconds: a launcher ends the other processes within one
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -58,14 +62,17 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def carry_out(command: tuple[str, ...], path: Path, overrides: list[str] | None, debug: bool) -> None:
-    with reported(debug):
+    with reported(debug, writes=True):
         from rlhf.recipe.loader import read
         from rlhf.runs.start import run_recipe, stop_on_sigterm
 
         loaded = read(path, overrides or ())
         refuse_other_methods(command, path, loaded)
+        from rlhf.cli.check import refuse_absent
+
+        refuse_absent(loaded)
         stop_on_sigterm()
-        run_recipe(loaded.recipe)
+        run_recipe(loaded.recipe, loaded)
         if is_main_process():
             typer.echo(f"done: {loaded.recipe.output_dir}")
 
@@ -82,8 +89,14 @@ def refuse_other_methods(command: tuple[str, ...], path: Path, loaded: Loaded) -
 
 
 @contextmanager
-def reported(debug: bool) -> Iterator[None]:
-    """Turn an exception into one message on standard error, from rank 0 alone, and the exit code that belongs to it."""
+def reported(debug: bool, *, writes: bool = False) -> Iterator[None]:
+    """Turn an exception into one message on standard error and the exit code that belongs to it.
+
+    Where all processes of a launch fail, rank 0 alone speaks. Another one speaks late, for what it alone has met.
+
+    A reader of the output that goes away, as `| head` does, ends a command early. That is an error only where the command
+    `writes` files, which are then not finished.
+    """
     debug = debug or os.environ.get("RLHF_DEBUG") == "1"
     if debug:
         os.environ["RLHF_DEBUG"] = "1"  # for the processes that `rlhf run` starts
@@ -92,14 +105,17 @@ def reported(debug: bool) -> Iterator[None]:
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        # the reader of our output has gone, as with `| head`; rich turns that into a SystemExit
+        # rich turns a reader that went away into a SystemExit
         if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
+            raise typer.Exit(1 if writes else 0) from None
         failure = explain(error)
         if debug:
             traceback.print_exc()
-        if is_main_process() or debug:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        if not is_main_process() and not stopped and not debug:
+            time.sleep(RANK_0_FIRST)  # if rank 0 has failed too, the launcher ends this process meanwhile
+        if is_main_process() or not stopped or debug:
             hint = "" if failure.foreseen or debug else " (--debug shows where)"
             prefix = "" if isinstance(error, RecipeError | DataError) else "error: "  # those begin with file:line
             typer.echo(f"{prefix}{failure.message}{hint}", err=True)

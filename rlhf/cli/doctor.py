@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf import embedded
-from rlhf.errors import SetupError
+from rlhf.errors import SetupError, first_line
 from rlhf.runs import cache
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _torch(found: Examination) -> Any:
     try:
         return importlib.import_module("torch")
     except Exception as error:  # a broken installation fails in many ways, OSError and RuntimeError among them
-        found.problems.append(f"torch is installed but cannot be imported ({error}); install it again")
+        found.problems.append(f"torch is installed but cannot be imported ({first_line(error)}); install it again")
         return None
 
 

@@ -7,7 +7,6 @@ skipped; a stage that broke goes on from its last checkpoint.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +77,7 @@ def run_folder(folder: str | Path, console: Console | None = None) -> None:
 def read_stages(folder: Path) -> list[Stage]:
     """The folder's recipes in numeric order, all of them checked. Raises RecipeError with the problems of all."""
     from rlhf.cli.check import read_and_check
+    from rlhf.cli.check.paths import numbered_recipes
 
     if folder.is_file():
         raise RecipeError(f"{folder}: rlhf run takes a folder; for one recipe: rlhf train {folder}")
@@ -87,15 +87,13 @@ def read_stages(folder: Path) -> list[Stage]:
         raise RecipeError(
             f"{folder}: rlhf run starts its stages itself; launch one stage: accelerate launch -m rlhf train"
         )
-    numbered = [
-        (int(match[1]), file) for file in folder.iterdir() if (match := re.match(r"(\d+)_.*\.ya?ml$", file.name))
-    ]
+    numbered = numbered_recipes(folder)
     if not numbered:
         raise RecipeError(f"{folder}: no numbered recipes here, such as 1_sft.yaml")
     stages: list[Stage] = []
     problems: list[str] = []
     owners: dict[str, Path] = {}
-    for _, file in sorted(numbered):
+    for _, file in numbered:
         try:
             loaded, found = read_and_check(file, made=owners)
         except RecipeError as error:

@@ -1,4 +1,4 @@
-"""What is shipped beside the program, on the command line: the pages of docs/, the recipes, the recipe's schema.
+"""What comes with the program, on the command line: the pages of docs/, the recipes, starters, the recipe's schema.
 
 In a checkout the files lie beside the package, in a wheel inside it (see setup.py).
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import difflib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from rlhf.cli.common import Debug, reported
 from rlhf.errors import RecipeError
 
+T = TypeVar("T")
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -85,6 +87,20 @@ def recipes(
         typer.echo(f"copied to {to}; the recipes write under outputs/: change output_dir: to keep runs apart")
 
 
+def init(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="sft, reward, ppo, dpo, data, generate or eval.", show_default=False)
+    ],
+    debug: Debug = False,
+) -> None:
+    """Print a recipe to start from, with comments."""
+    with reported(debug):
+        from rlhf.cli.starters import starter
+        from rlhf.recipe.schema import METHODS
+
+        typer.echo(starter(method, _named(method, METHODS, "method").command), nl=False)
+
+
 def schema(debug: Debug = False) -> None:
     """Print the recipes' JSON schema, for editors that complete and check YAML."""
     with reported(debug):
@@ -95,7 +111,7 @@ def schema(debug: Debug = False) -> None:
         typer.echo(json.dumps(RECIPE.json_schema(), indent=2))
 
 
-def _named(name: str, there: dict[str, Path], what: str) -> Path:
+def _named(name: str, there: Mapping[str, T], what: str) -> T:
     if name in there:
         return there[name]
     near = difflib.get_close_matches(name, there, n=1)

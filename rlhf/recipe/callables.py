@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf.errors import RecipeError
+from rlhf.errors import RecipeError, first_line
 
 
 def import_callable(spec: str) -> Callable[..., Any]:
@@ -49,7 +49,8 @@ def describe(error: Exception) -> str:
 
     The place is the deepest line in the first file that is neither ours nor Python's import system.
     """
-    reason = f"{type(error).__name__}: {error}"
+    said = first_line(error)
+    reason = said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
     frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
     theirs = [f for f in frames if f.filename not in (__file__, importlib.__file__)]
     if not theirs:
@@ -69,7 +70,10 @@ def why_missing(spec: str) -> str | None:
         file, reason = _source_of(target)
         if reason is not None:
             return reason
-    names = _top_level_names(file)
+    try:
+        names = _top_level_names(file)
+    except SyntaxError as error:
+        return f"{file}:{error.lineno}: not valid Python: {error.msg}"
     if names is None or names.get(function):
         return None
     if function in names:
@@ -117,12 +121,15 @@ def _source_of(module: str) -> tuple[str | None, str | None]:
 
 
 def _top_level_names(file: str | None) -> dict[str, bool] | None:
-    """The names that a Python file defines, and whether each can be called; None where the text cannot tell."""
+    """The names that a Python file defines, and whether each can be called; None where the text cannot tell.
+
+    Raises SyntaxError for a file that is not Python.
+    """
     if file is None or not file.endswith(".py"):
         return None
     try:
         tree = ast.parse(Path(file).read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, ValueError):
         return None
     names: dict[str, bool] = {}
     for node in _statements(tree.body):

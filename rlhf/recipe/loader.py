@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,21 @@ class Loaded:
     def place(self, path: KeyPath) -> Place:
         """Where `path` (or what stands around it) was written."""
         return self.document.place(path)
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Put `file:line: ` before what a RecipeError says of a key of this recipe, as `model.name_or_path: ...`."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError([self._placed(problem) for problem in error.problems]) from error
+
+    def _placed(self, problem: str) -> str:
+        key, separator, _ = problem.partition(": ")
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        if not separator or path[0] not in type(self.recipe).model_fields:
+            return problem
+        return f"{self.place(path)}: {problem}"
 
 
 @dataclass(frozen=True)

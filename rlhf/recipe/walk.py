@@ -44,8 +44,21 @@ def sections_that_stand(schema: type[BaseModel], data: Any, path: KeyPath = ()) 
         for at, item in _items(value, (*path, name)):
             try:
                 yield from sections(inner.model_validate(item), at)
-            except ValidationError:
+            except ValidationError as error:
                 yield from sections_that_stand(inner, item, at)
+                if right := _without_mistakes(inner, item, error):
+                    yield at, right
+
+
+def _without_mistakes(schema: type[BaseModel], item: Any, error: ValidationError) -> BaseModel | None:
+    """The section without the keys that are wrong, or None where they cannot be left out."""
+    wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
+    if not isinstance(item, dict) or not wrong:
+        return None
+    try:
+        return schema.model_validate({key: value for key, value in item.items() if key not in wrong})
+    except ValidationError:
+        return None
 
 
 def schema_sections(schema: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple[KeyPath, type[BaseModel]]]:

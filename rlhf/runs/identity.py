@@ -77,7 +77,8 @@ def source_of(spec: str) -> Path | None:
     """The file that holds a callable's module, or None where it is not found as a file."""
     module = spec.rpartition(":")[0]
     if module.endswith(".py"):
-        return Path(module) if Path(module).is_file() else None
+        file = Path(module).expanduser()
+        return file if file.is_file() else None
     parts = module.split(".")
     for root in map(Path, (".", *sys.path)):
         for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):

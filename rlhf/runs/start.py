@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from rlhf.runs.failure import TERMINATED
 from rlhf.runs.launch import refuse_several_processes, refuse_unsupported_launchers
 
 if TYPE_CHECKING:
+    from rlhf.recipe.loader import Loaded
     from rlhf.recipe.schema import AnyRecipe
 
 
@@ -28,20 +30,22 @@ def run(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -
     Returns the summary of its method's entry point. Raises RecipeError, DataError, SetupError or CheckpointError
     (rlhf.errors).
     """
-    from rlhf.recipe.loader import load
+    from rlhf.recipe.loader import read
 
-    return run_recipe(load(recipe, overrides))
+    loaded = read(recipe, overrides)
+    return run_recipe(loaded.recipe, loaded)
 
 
-def run_recipe(recipe: AnyRecipe) -> dict[str, Any]:
-    """Run a recipe that is already loaded, and keep its status.json."""
+def run_recipe(recipe: AnyRecipe, loaded: Loaded | None = None) -> dict[str, Any]:
+    """Run a recipe, and keep its status.json. With `loaded`, errors that name a key of the recipe also say where it stands."""
     from rlhf.recipe.training import TrainRecipe
     from rlhf.runs.status import Status
 
     refuse_unsupported_launchers()
     if not isinstance(recipe, TrainRecipe):
         refuse_several_processes(recipe.method)
-    with Status(recipe):
+    placed = nullcontext if loaded is None else loaded.placing
+    with placed(), Status(recipe), placed():  # twice: status.json must say the same as the command, and can itself fail
         summary: dict[str, Any] = imported(recipe.entry_point)(recipe)
     return summary
 

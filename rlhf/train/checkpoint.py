@@ -103,7 +103,12 @@ class Checkpoints:
     ) -> tuple[int, dict[str, Any]]:
         """Put a checkpoint back; returns the number of finished steps and the stage's own state."""
         state = json.loads((path / "state.json").read_text())
-        if differences := changes(state["identity"], self.identity):
+        if "identity" not in state:
+            raise CheckpointError(
+                f"{path} was written by an older rlhf, which did not record what the run was trained with; choose another "
+                "output_dir, or start afresh with checkpoint.resume=never, which removes the checkpoints"
+            )
+        if differences := [line.removeprefix("recipe.") for line in changes(state["identity"], self.identity)]:
             raise CheckpointError(
                 f"{path} belongs to another run:\n  " + "\n  ".join(differences) + "\nput that back, choose another "
                 "output_dir, or start afresh with checkpoint.resume=never, which removes the checkpoints"

@@ -12,16 +12,17 @@ __all__ = ["workplace"]
 
 
 def test_check_tells_the_key_facts_and_what_is_not_there_yet() -> None:
-    result = rlhf("check", recipe(SFT), "model.name_or_path=out/sft/final", "lora={}", "training.max_steps=5")
+    recipe(SFT.replace("dir: out", "dir: out/sft"), "1_sft.yaml")
+    result = rlhf("check", recipe(SFT), "model.name_or_path=out/sft/final", "lora={}", "training.max_steps=1")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "ok: r.yaml (sft)",
         "  output_dir: out, seed: 0",
         "  model: out/sft/final (float32, lora r 8)",
         "  data: rows.jsonl, max_length 1024",
-        "  training: 5 steps, batch 8 x 1 on each device, learning_rate 1e-05",
-        "  note: override 'model.name_or_path=out/sft/final': model.name_or_path: out/sft/final is not there yet "
-        "(made by an earlier stage?)",
+        "  training: 1 step, batch 8 x 1 on each device, learning_rate 1e-05",
+        "  note: override 'model.name_or_path=out/sft/final': model.name_or_path: out/sft/final is not there yet; "
+        "1_sft.yaml makes it",
     ]
 
 
@@ -36,6 +37,9 @@ def test_check_tells_the_key_facts_and_what_is_not_there_yet() -> None:
             "did you mean 'embedded:film-reviews'?",
         ),
         ("model.name_or_path=/nowhere/llama", "model.name_or_path: no such folder: /nowhere/llama"),
+        ("model.name_or_path=out/sft/final", "model.name_or_path: no such folder: out/sft/final"),
+        ("data.train=out/data/*.parquet", "data.train.0.path: no file matches out/data/*.parquet"),
+        ("data.train=there", "data.train.0.path: no such folder: there"),
         (
             "ppo.rewards.0.callable=scorez:score",
             "ppo.rewards.0.callable: no module named 'scorez' (looked in this folder and in the installed packages)",
@@ -63,7 +67,6 @@ def test_check_finds_what_does_not_exist(change: str, problem: str) -> None:
         "data.train=./*.jsonl",
         "data.train=embedded:film-reviews",
         "data.train=out/data",
-        "data.train=out/data/*.parquet",
         "ppo.rewards.0.callable=json.decoder:JSONDecoder",
         "model.name_or_path=org/model",
         "ppo.reference=initial",
@@ -79,16 +82,15 @@ def test_check_accepts_what_exists_or_may_yet(change: str) -> None:
     [
         (
             "data.train=out/data",
-            "data.train.0.path: out/data is no file or folder here (made by an earlier stage, or a hub name?)",
+            "data.train.0.path: out/data is no file or folder here (is it a hub name?)",
         ),
-        ("data.train=out/data/*.parquet", "data.train.0.path: out/data is not there yet (made by an earlier stage?)"),
         (
             "model.name_or_path=org/model",
-            "model.name_or_path: org/model is not a folder here (made by an earlier stage, or a hub name?)",
+            "model.name_or_path: org/model is not a folder here (is it a hub name?)",
         ),
     ],
 )
-def test_check_notes_what_an_earlier_stage_may_make(change: str, note: str) -> None:
+def test_check_notes_what_may_be_on_the_hub(change: str, note: str) -> None:
     Path("base").mkdir()
     Path("base/config.json").write_text("{}")
     result = rlhf("check", recipe(SFT), change)
@@ -153,3 +155,27 @@ def test_check_tells_missing_files_beside_mistakes_in_the_recipe() -> None:
         "r.yaml:4: data.train.0.path: no such file: row.jsonl; did you mean 'rows.jsonl'?",
         "r.yaml:5: sead: unknown key; did you mean 'seed'?",
     ]
+
+
+def test_only_a_recipe_that_runs_before_makes_what_is_missing() -> None:
+    later = recipe(SFT.replace("dir: out", "dir: out/sft"), "3_sft.yaml")
+    Path("4_broken.yaml").write_text("output_dir: [")
+    change = "model.name_or_path=out/sft/final"
+    assert rlhf("check", recipe(SFT.replace("dir: out", "dir: other"), "2_dpo.yaml"), change).stderr.endswith(
+        "no such folder: out/sft/final\n"
+    )
+    assert f"{later} makes it" in rlhf("check", recipe(SFT, "5_dpo.yaml"), change).stdout
+
+
+def test_a_wrong_key_does_not_hide_what_is_missing_beside_it() -> None:
+    text = SFT.replace("name_or_path: base", "name_or_path: ./nowhere, dtype: bf16")
+    assert rlhf("check", recipe(text)).stderr.splitlines() == [
+        "r.yaml:3: model.dtype: expected one of float32, bfloat16; got the string 'bf16'; did you mean 'bfloat16'?",
+        "r.yaml:3: model.name_or_path: no such folder: ./nowhere",
+    ]
+
+
+def test_columns_of_ones_own_are_answered_for_the_method() -> None:
+    Path("rows.jsonl").write_text('{"question": "p", "good": "a", "bad": "b"}\n')
+    assert "format: preference, columns: " in rlhf("check", recipe(SFT.replace("sft", "dpo"))).stderr
+    assert "format: demonstration, columns: " in rlhf("check", recipe(SFT)).stderr

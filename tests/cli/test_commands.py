@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf import __version__
+from rlhf import __version__, run
 from rlhf.errors import CheckpointError, DataError, RecipeError, SetupError
 from rlhf.runs.failure import LESS_MEMORY
 from tests.cli.support import DATA, PPO, ROOT, SFT, recipe, rlhf, workplace
@@ -134,17 +134,33 @@ def test_debug_shows_the_traceback_and_the_message_last(monkeypatch, arguments: 
 
 
 def test_only_rank_0_speaks_and_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(seconds: float) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("rlhf.cli.common.time.sleep", ended)  # as a launcher does when rank 0 has failed
     entry_point(monkeypatch, lambda recipe: {})
     monkeypatch.setenv("RANK", "1")
     assert rlhf("train", recipe(SFT)).output == ""
     assert not Path("out").exists()
     result = rlhf("train", recipe("method: dpo\n"))
-    assert (result.exit_code, result.output) == (2, "")
+    assert (result.exit_code, result.output) == (143, "")
+
+
+def test_another_rank_speaks_late_of_what_it_alone_has_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("rlhf.cli.common.time.sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    entry_point(monkeypatch, lambda recipe: (_ for _ in ()).throw(SetupError("no GPU")))
+    result = rlhf("train", recipe(SFT))
+    assert (result.exit_code, result.stderr, len(waited)) == (4, "error: no GPU\n", 1)
 
 
 def test_an_output_folder_that_cannot_be_made() -> None:
     result = rlhf("train", recipe(SFT), "output_dir=rows.jsonl")
-    assert (result.exit_code, result.stderr) == (2, "output_dir: rows.jsonl cannot be written: File exists\n")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "override 'output_dir=rows.jsonl': output_dir: rows.jsonl cannot be written: File exists\n",
+    )
 
 
 def test_nothing_heavy_is_imported_by_help_and_check() -> None:
@@ -175,3 +191,54 @@ def test_python_m_rlhf_says_a_recipe_error_once() -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_a_run_whose_model_is_not_there_says_who_makes_it_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_point(monkeypatch, lambda recipe: pytest.fail("must not start"))
+    recipe(SFT.replace("dir: out", "dir: made"), "1_sft.yaml")
+    result = rlhf("train", recipe(SFT.replace("base", "made/final"), "2_sft.yaml"))
+    said = "made/final is not there yet; 1_sft.yaml makes it; run that first, or all in order: rlhf run .\n"
+    assert (result.exit_code, result.stderr) == (2, "2_sft.yaml:3: model.name_or_path: " + said)
+    assert not Path("out").exists()
+
+
+def test_an_error_of_a_run_says_where_its_key_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: object) -> None:
+        raise RecipeError(["model.name_or_path: no tokenizer", "data.train.0.path: odd", "training: odd", "the rest"])
+
+    entry_point(monkeypatch, fail)
+    result = rlhf("train", recipe(SFT), "seed=1")
+    assert result.stderr.splitlines() == [
+        "r.yaml:3: model.name_or_path: no tokenizer",
+        "r.yaml:4: data.train.0.path: odd",
+        "r.yaml:1: training: odd",
+        "the rest",
+    ]
+    assert status()["error"] == result.stderr.rstrip()
+    with pytest.raises(RecipeError, match=r"^r\.yaml:3: model\.name_or_path"):
+        run("r.yaml")
+
+
+def test_chat_with_a_folder_that_is_not_there_names_no_key_and_loads_nothing() -> None:
+    program = "import sys; from rlhf.cli import app\ntry: app(['chat', 'outputs/quickstart/dpo'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    said = "no such folder: outputs/quickstart/dpo (has the run that makes it finished?)\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_chat_with_a_model_that_does_not_load_names_no_key() -> None:
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
+    result = rlhf("chat", "./base")
+    assert result.exit_code == 2 and result.stderr.startswith("no tokenizer in ")
+
+
+@pytest.mark.parametrize(("command", "code"), [("check", 0), ("train", 1)])
+def test_a_reader_that_goes_away_is_an_error_only_where_files_are_written(command: str, code: int) -> None:
+    program = "import rlhf.runs.start; rlhf.runs.start.imported = lambda name: print; from rlhf.cli import app; app()"
+    arguments = [sys.executable, "-uc", program, command, recipe(SFT)]
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", code)
+    process.stderr.close()

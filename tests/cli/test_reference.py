@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 from rlhf.cli import app
 from rlhf.cli.common import complete_recipe
+from rlhf.recipe import load
+from rlhf.recipe.schema import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +48,22 @@ def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
 def test_the_schema_knows_every_method() -> None:
     schema = json.loads(rlhf("schema").stdout)
     assert {"sft", "reward", "ppo", "dpo", "data", "generate", "eval"} <= set(schema["discriminator"]["mapping"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_starter_lacks_nothing_but_the_users_own_files(method: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = rlhf("init", method).stdout
+    Path("r.yaml").write_text(text)
+    assert load("r.yaml").method == method
+    assert f"rlhf {' '.join(METHODS[method].command)} FILE" in text
+    checked = rlhf("check", "r.yaml")
+    wrong = [line for line in checked.stderr.splitlines() if "no such file: " not in line]
+    assert wrong == [] and (checked.exit_code == 0) == (checked.stderr == "")
+
+
+def test_a_starter_of_no_method_names_the_nearest() -> None:
+    assert rlhf("init", "dpoo").stderr == "no method 'dpoo'; did you mean 'dpo'?\n"
 
 
 def test_the_shell_completes_recipe_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +98,20 @@ def test_a_wheel_holds_the_pages_and_the_recipes(tmp_path: Path) -> None:
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"rlhf/docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= names
-    assert {"rlhf/recipes/quickstart/5_dpo.yaml", "rlhf/synthesis/prompts/score_en.txt"} & names
+    shipped = {f"rlhf/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").glob("*/*") if path.is_file()}
+    assert shipped | {"rlhf/synthesis/prompts/score.en.txt"} <= names
+    assert "rlhf/recipes/quickstart/5_dpo.yaml" in shipped
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    program = "import rlhf; print(rlhf.__file__); from rlhf.cli import app; app(['docs', 'recipes'])"
-    there = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-    )
-    assert str(tmp_path / "installed") in there.stdout and "# Every key of every recipe" in there.stdout
+    program = "import sys, rlhf; print(rlhf.__file__); from rlhf.cli import app; app(sys.argv[1:])"
+
+    def installed(*arguments: str) -> str:
+        command = [sys.executable, "-c", program, *arguments]
+        there = {"PYTHONPATH": str(tmp_path / "installed")}
+        said = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True, check=True).stdout
+        assert str(tmp_path / "installed") in said
+        return said
+
+    assert "# Every key of every recipe" in installed("docs", "recipes")
+    assert "5_dpo.yaml" in installed("recipes", "quickstart")
+    installed("recipes", "quickstart", "--to", "mine")
+    assert (tmp_path / "mine/1_sft.yaml").read_text() == (ROOT / "recipes/quickstart/1_sft.yaml").read_text()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlhf.data.rows import Located
 from rlhf.data.stats.chunk import characters, chunks
+from rlhf.data.stats.console import _bias
 from rlhf.data.stats.lengths import LengthBias, SideLengths
 from rlhf.data.stats.numbers import Moments, cohens_d, histogram, percentile, summary, wilson
 from rlhf.data.stats.repeats import EXCERPT, SHARED_FROM, Frequent, Repeats, RowNames, leakage, normalised
@@ -249,3 +250,9 @@ def test_a_row_leaves_a_few_dozen_bytes() -> None:
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept / 20_000 < 120
+
+
+def test_one_pair_and_one_tie_are_counted_in_the_singular() -> None:
+    bias = {"pairs": 2, "ties": 1, "cohens_d": None, "longer_wins": {"value": 1.0, "low": 0.2, "high": 1.0}}
+    _, said = next(_bias(bias, "characters"))
+    assert said.endswith("of 1 pair, 1 tie")

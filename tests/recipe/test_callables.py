@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import RecipeError
-from rlhf.recipe.callables import import_callable, why_missing
+from rlhf.recipe.callables import describe, import_callable, why_missing
 
 SOURCE = "from neighbour import FACTOR\n\ndef score(prompts, completions):\n    return [FACTOR for _ in completions]\n"
 
@@ -43,9 +43,20 @@ def test_what_is_missing_is_named_with_and_without_an_import(folder: Path, spec:
     assert reason.partition(";")[0].lower() in str(caught.value).lower()
 
 
+def test_a_file_that_is_not_python_is_found_without_an_import(folder: Path) -> None:
+    (folder / "broken.py").write_text("def score(prompts, completions): ...\n\nx = (\n")
+    for spec in ("./broken.py:score", "broken:score"):
+        assert "broken.py:3: not valid Python: '(' was never closed" in (why_missing(spec) or "")
+
+
 @pytest.mark.parametrize("spec", ["./broken.py:score", "broken_module:score"])
 def test_a_file_that_fails_is_named_with_its_line(folder: Path, spec: str) -> None:
     file = folder / (spec.partition(":")[0].removesuffix(".py").removeprefix("./") + ".py")
     file.write_text("import json\n\nTABLE = json.loads('{')\n\ndef score(prompts, completions): ...\n")
     with pytest.raises(RecipeError, match=rf"{file.name}:3: JSONDecodeError"):
         import_callable(spec)
+
+
+def test_an_error_of_many_lines_or_of_none_is_one_line() -> None:
+    assert describe(ValueError("\nfirst\nsecond")) == "ValueError: first"
+    assert describe(ValueError()) == "ValueError"

@@ -76,6 +76,22 @@ def test_rival_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         refuse_several_processes("generate")
 
 
+@pytest.mark.slow
+def test_a_real_launch_without_its_variable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    command = [*launch, "--config_file", str(root / "accelerate_configs/ddp_cpu.yaml"), "-m", "rlhf", "train"]
+    recipe = [str(root / "recipes/quickstart/1_sft.yaml"), "training.max_steps=1", "output_dir=out"]
+    done = subprocess.run([*command, *recipe], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("started 2 processes (WORLD_SIZE), but 1 work together") == 1
+    status = read_status(tmp_path / "out")
+    assert status is not None and (status["state"], status["exit_code"]) == ("failed", 4)
+    assert not (tmp_path / "out/checkpoints").exists() and not (tmp_path / "out/final").exists()
+
+
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
 def test_launchers_that_do_not_work_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     refuse_unsupported_launchers()

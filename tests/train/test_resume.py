@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from rlhf.errors import CheckpointError
 from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
-from rlhf.runs.manifest import problems
+from rlhf.runs.manifest import atomic_folder, problems
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
 
@@ -126,11 +126,24 @@ def test_changed_data_recipe_or_base_is_refused(
     recipe_of: Recipes, model_folder: Folders, rows: dict[str, str]
 ) -> None:
     recipe = trained(recipe_of, model_folder)
-    with pytest.raises(CheckpointError, match=r"recipe\.training\.learning_rate: 0\.01 then, 0\.0001 now"):
+    with pytest.raises(CheckpointError, match=r"\n  training\.learning_rate: 0\.01 then, 0\.0001 now"):
         train(recipe_of("sft", model_folder("llama"), lora=LORA, checkpoint=SAVING, training={"learning_rate": 1e-4}))
     path = Path(rows["sft"])
     path.write_text(path.read_text().replace("good", "great"))
     with pytest.raises(CheckpointError, match="rows: its content has changed"):
+        train(recipe)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_in_words(recipe_of: Recipes, model_folder: Folders) -> None:
+    recipe = trained(recipe_of, model_folder)
+    for folder in (Path(recipe.output_dir) / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        del state["identity"]
+        with atomic_folder(folder) as partial:
+            shutil.copytree(folder, partial, dirs_exist_ok=True)
+            (partial / "manifest.json").unlink()
+            (partial / "state.json").write_text(json.dumps(state | {"fingerprint": "0" * 64}))
+    with pytest.raises(CheckpointError, match=r"step-000006 was written by an older rlhf.*checkpoint\.resume=never"):
         train(recipe)
 
 

@@ -1,6 +1,7 @@
 """What `rlhf check` can tell of a recipe without loading anything heavy.
 
-`paths`: are its files, folders and models there? `first_rows`: do the first rows of its sources fit? A path that an earlier stage will make is not an error, only a note.
+`paths`: are its files, folders and models there? `first_rows`: do the first rows of its sources fit? A path that an earlier recipe of the same folder makes is
+not an error, only a note; before a run (`refuse_absent`) it is an error.
 """
 
 from __future__ import annotations
@@ -8,25 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from rlhf.cli.check import first_rows
-from rlhf.cli.check.paths import look_for_model, look_for_rows, problem_with_reward_model, will_be_made
+from rlhf.cli.check.paths import (
+    look_for_model,
+    look_for_rows,
+    maker_of,
+    makers,
+    problem_with_reward_model,
+    will_be_made,
+)
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
 from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded, examine, lines
 from rlhf.recipe.schema import DataRecipe, EvalRecipe, PairJudgeSection
-from rlhf.recipe.sections import ScorerSection, SourceSection
+from rlhf.recipe.sections import Recipe, ScorerSection, SourceSection
 from rlhf.recipe.synthesis import OpenaiSection, ScoreStep
 from rlhf.recipe.training import TrainRecipe
 from rlhf.recipe.walk import sections, sections_that_stand
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
 from rlhf.synthesis.checks import problems as problems_with_steps
 
-__all__ = ["Findings", "check", "read_and_check"]
+__all__ = ["Findings", "check", "read_and_check", "refuse_absent"]
 
 MODEL_KEYS = {"name_or_path", "model", "value_model", "reward_model", "reference", "run"}
 
@@ -38,6 +47,7 @@ class Findings:
     document: Document
     wrong: list[tuple[Place, str]] = field(default_factory=list)
     noted: list[tuple[Place, str]] = field(default_factory=list)
+    awaited: list[tuple[Place, str]] = field(default_factory=list)  # what an earlier recipe makes, and has not made yet
 
     def problem(self, path: KeyPath, message: str | None) -> None:
         if message:
@@ -47,6 +57,25 @@ class Findings:
         if message:
             self.noted.append((self.document.place(path), f"{dotted(path)}: {message}"))
 
+    def absent(self, path: KeyPath, name: str, reason: str | None, *, certain: bool) -> None:
+        """Sort what is not there: awaited, a mistake where that is certain, else a note. No reason: it is there."""
+        if reason is None:
+            return
+        maker = maker_of(name, self.makers)
+        if maker is not None:
+            message = f"{dotted(path)}: {name} is not there yet; {maker} makes it"
+            self.awaited.append((self.document.place(path), message))
+        elif certain:
+            self.problem(path, reason)
+        else:
+            self.note(path, reason)
+
+    @cached_property
+    def makers(self) -> dict[str, Path]:
+        """The recipes of the same folder that run before this one, by the folder that each writes."""
+        recipe = Path(self.document.place(()).source)
+        return makers(recipe) if recipe.is_file() else {}
+
     @property
     def problems(self) -> list[str]:
         """A line for each thing that must be mended."""
@@ -55,7 +84,11 @@ class Findings:
     @property
     def notes(self) -> list[str]:
         """A line for each thing that is worth knowing."""
-        return lines(self.noted)
+        return lines(sorted([*self.noted, *self.awaited], key=_in_file_order))
+
+
+def _in_file_order(found: tuple[Place, str]) -> tuple[bool, int]:
+    return found[0].line == 0, found[0].line  # overrides last
 
 
 def read_and_check(
@@ -68,16 +101,26 @@ def read_and_check(
         return loaded, check(loaded, made)
     found = Findings(examined.document)
     if examined.schema is not None:
-        _look_up(sections_that_stand(examined.schema, examined.document.data), found, made)
-    together = [*examined.document.problems, *found.wrong]
-    raise RecipeError(lines(sorted(together, key=lambda problem: (problem[0].line == 0, problem[0].line))))
+        _look_up(sections_that_stand(examined.schema, examined.document.data), found, made, examined.schema)
+    raise RecipeError(lines(sorted([*examined.document.problems, *found.wrong], key=_in_file_order)))
+
+
+def refuse_absent(loaded: Loaded) -> None:
+    """Raises RecipeError, before anything heavy is imported, where a file or folder that the run reads is not there."""
+    found = Findings(loaded.document)
+    for path, section in sections(loaded.recipe):
+        _look_for_paths(path, section, found, (), MODEL_KEYS - {"run"})  # a report says itself which runs are missing
+    first = "; run that first, or all in order: rlhf run"
+    awaited = [(place, f"{message}{first} {Path(place.source).parent}") for place, message in found.awaited]
+    if wrong := sorted([*found.wrong, *awaited], key=_in_file_order):
+        raise RecipeError(lines(wrong))
 
 
 def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     """Look up what the recipe names. `made` are the output folders of stages that will have run before this one."""
     found = Findings(loaded.document)
     recipe = loaded.recipe
-    _look_up(sections(recipe), found, made)
+    _look_up(sections(recipe), found, made, type(recipe))
     if isinstance(recipe, DataRecipe):
         for key, problem in problems_with_steps(recipe):
             found.problem(key, problem)
@@ -98,22 +141,30 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     return found
 
 
-def _look_up(parts: Iterable[tuple[KeyPath, BaseModel]], found: Findings, made: Collection[str]) -> None:
+def _look_for_paths(
+    path: KeyPath, section: BaseModel, found: Findings, made: Collection[str], keys: Collection[str] = MODEL_KEYS
+) -> None:
+    """Look for the files and folders that a section names, but not for those in `made`."""
+    if isinstance(section, SourceSection) and not will_be_made(section.path, made):
+        reason, certain = look_for_rows(section.path)
+        found.absent((*path, "path"), section.path, reason, certain=certain)
+    models = () if isinstance(section, OpenaiSection) else keys  # a server's names are its own
+    for key in [key for key in type(section).model_fields if key in models]:
+        value = getattr(section, key)
+        if isinstance(value, str) and (key, value) != ("reference", "initial") and not will_be_made(value, made):
+            reason, certain = look_for_model(key, value)
+            found.absent((*path, key), value, reason, certain=certain)
+
+
+def _look_up(
+    parts: Iterable[tuple[KeyPath, BaseModel]], found: Findings, made: Collection[str], schema: type[Recipe]
+) -> None:
     """Look for the files, models and functions that each section names."""
     for path, section in parts:
-        if isinstance(section, SourceSection):
-            problem, note = look_for_rows(section.path, made)
-            if not problem and not will_be_made(section.path, made):
-                problem = first_rows.problem_with_source(section)
-            found.problem((*path, "path"), problem)
-            found.note((*path, "path"), note)
-        models = () if isinstance(section, OpenaiSection) else MODEL_KEYS  # a server's names are its own
-        for key in [key for key in type(section).model_fields if key in models]:
-            value = getattr(section, key)
-            if isinstance(value, str) and (key, value) != ("reference", "initial"):
-                problem, note = look_for_model(key, value, made)
-                found.problem((*path, key), problem)
-                found.note((*path, key), note)
+        _look_for_paths(path, section, found, made)
+        if isinstance(section, SourceSection) and not will_be_made(section.path, made):
+            kinds = schema.row_kinds if issubclass(schema, TrainRecipe) else None
+            found.problem((*path, "path"), first_rows.problem_with_source(section, kinds))
         scorer = section.model if isinstance(section, ScorerSection | ScoreStep) else None
         if scorer is not None and not will_be_made(scorer, made):
             found.problem((*path, "model"), problem_with_reward_model(scorer))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +22,10 @@ ROWS = 100  # as many as the format is recognised by
 BYTES = 2**28  # a file over this size is not opened where it has to be read whole
 
 
-def first_kind(source: SourceSection) -> tuple[str | None, bool]:
+def first_kind(source: SourceSection, kinds: Collection[str] | None) -> tuple[str | None, bool]:
     """The kind of the source's first usable row, and whether its prompt is messages; (None, False) for rows elsewhere.
+
+    `kinds` are the kinds of row that the method takes, as in `choose`.
 
     Raises DataError or RecipeError where the rows cannot be read as the source says.
     """
@@ -40,7 +43,7 @@ def first_kind(source: SourceSection) -> tuple[str | None, bool]:
             entry = quarantine.entries[0]
             raise DataError(str(entry["file"]), str(entry["reason"]), row=entry["row"], field=entry["field"])
         raise DataError(source.path, "holds no rows")
-    format = choose(rows, source)
+    format = choose(rows, source, kinds)
     refused: DataError | None = None
     for located in rows:
         try:
@@ -57,10 +60,10 @@ def first_kind(source: SourceSection) -> tuple[str | None, bool]:
     )
 
 
-def problem_with_source(source: SourceSection) -> str | None:
+def problem_with_source(source: SourceSection, kinds: Collection[str] | None = None) -> str | None:
     """Why the source's first rows cannot be used, or None."""
     try:
-        first_kind(source)
+        first_kind(source, kinds)
     except (DataError, RecipeError) as error:
         return str(error)
     return None
@@ -69,7 +72,7 @@ def problem_with_source(source: SourceSection) -> str | None:
 def problem_with_kind(recipe: TrainRecipe, source: SourceSection) -> str | None:
     """Why the method cannot train on the source's rows, or None."""
     try:
-        kind, messages = first_kind(source)
+        kind, messages = first_kind(source, recipe.row_kinds)
     except (DataError, RecipeError):
         return None  # said for the source itself
     taken = recipe.row_kinds

@@ -1,4 +1,4 @@
-"""Are the files, folders and models of a recipe there? What an earlier stage will make may be missing: that is a note."""
+"""Are the files, folders and models of a recipe there? What an earlier recipe of its folder makes may be missing: that is a note."""
 
 from __future__ import annotations
 
@@ -6,63 +6,78 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from rlhf import embedded
 from rlhf.embedded import resolve
+from rlhf.errors import RecipeError
+from rlhf.recipe import yaml_lines
 
 FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|gz|zst|bz2|xz|zip|tar|tgz|safetensors)$", re.IGNORECASE)
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 STAGE_OUTPUT = re.compile(r"/(final|checkpoints/[^/]+)/?$")
+NUMBERED = re.compile(r"(\d+)_.*\.ya?ml$")
 
 
-def look_for_rows(path: str, made: Collection[str]) -> tuple[str | None, str | None]:
-    """(problem, note) for rows to read."""
+def numbered_recipes(folder: Path) -> list[tuple[int, Path]]:
+    """The recipes `<number>_*.yaml` of a folder, in numeric order."""
+    found = ((NUMBERED.match(file.name), file) for file in folder.iterdir())
+    return sorted((int(match[1]), file) for match, file in found if match)
+
+
+def makers(recipe: Path) -> dict[str, Path]:
+    """Which recipe writes each folder: those of the recipe's own folder that run before it, by their output_dir."""
+    own = NUMBERED.match(recipe.name)
+    found: dict[str, Path] = {}
+    for number, file in numbered_recipes(recipe.parent):
+        if file == recipe or (own is not None and number >= int(own[1])):
+            continue
+        try:
+            data = yaml_lines.parse(file.read_text(encoding="utf-8"), str(file)).data
+        except (RecipeError, OSError, ValueError):
+            continue  # it says so itself when it is checked
+        if isinstance(data, dict) and isinstance(data.get("output_dir"), str):
+            found[data["output_dir"]] = file
+    return found
+
+
+def look_for_rows(path: str) -> tuple[str | None, bool]:
+    """Why rows cannot be read, or None; and whether that is certain, since a path may be a hub name."""
     if path.startswith(embedded.PREFIX):
-        return _embedded(path), None
-    if os.path.exists(path) or will_be_made(path, made):
-        return None, None
+        return _embedded(path), True
+    if os.path.exists(path) or (glob.has_magic(path) and next(glob.iglob(path, recursive=True), None) is not None):
+        return None, True
     if glob.has_magic(path):
-        if next(glob.iglob(path, recursive=True), None) is not None:
-            return None, None
-        base = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-        if base and not os.path.isdir(base):
-            return None, f"{base} is not there yet (made by an earlier stage?)"
-        return f"no file matches {path}", None
+        return f"no file matches {path}", True
     if FILE.search(path):
-        return f"no such file: {path}{_near(path)}", None
+        return f"no such file: {path}{_near(path)}", True
     if "/" in path and HUB_NAME.match(path):
-        return None, f"{path} is no file or folder here (made by an earlier stage, or a hub name?)"
-    return None, f"{path} is not there yet (made by an earlier stage?)"
+        return f"{path} is no file or folder here (is it a hub name?)", False
+    return f"no such folder: {path}{_near(path)}", True
 
 
-def look_for_model(key: str, path: str, made: Collection[str]) -> tuple[str | None, str | None]:
-    """(problem, note) for a model to load. Keys other than `name_or_path` may name a run's folder, without /final."""
+def look_for_model(key: str, path: str) -> tuple[str | None, bool]:
+    """Why a model (a folder, a run's folder, a hub name) cannot be loaded, or None; and whether that is certain."""
     if path.startswith(embedded.PREFIX):
-        return _embedded(path), None
-    if will_be_made(path, made):
-        return None, None
-    if os.path.exists(path):
+        return _embedded(path), True
+    if os.path.exists(os.path.expanduser(path)):
         return _in_folder(key, path)
-    clearly_local = path.startswith(("/", ".", "~")) or path.count("/") > 1
-    if clearly_local and key == "name_or_path" and not STAGE_OUTPUT.search(path):
-        return f"no such folder: {path}{_near(path)}", None
     if HUB_NAME.match(path) and not STAGE_OUTPUT.search(path):
-        return None, f"{path} is not a folder here (made by an earlier stage, or a hub name?)"
-    return None, f"{path} is not there yet (made by an earlier stage?)"
+        return f"{path} is not a folder here (is it a hub name?)", False
+    return f"no such folder: {path}{_near(path)}", True
 
 
-def _in_folder(key: str, path: str) -> tuple[str | None, str | None]:
-    """(problem, note) for a model's folder, or a run's, that is there."""
-    folder = Path(resolve(path))
+def _in_folder(key: str, path: str) -> tuple[str | None, bool]:
+    """The same for a folder that is there."""
+    folder = Path(resolve(os.path.expanduser(path)))
     if not folder.is_dir() or key == "run":
-        return None, None
+        return None, True
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
-        return None, None
+        return None, True
     if (folder / "status.json").is_file():
-        return None, f"{path} is a run that has not written its final/ yet"
-    return f"{path} holds no model: it has no config.json, and no final/ as a finished run has", None
+        return f"{path} is a run that has not written its final/ yet", False
+    return f"{path} holds no model: it has no config.json, and no final/ as a finished run has", True
 
 
 def problem_with_reward_model(path: str) -> str | None:
@@ -79,6 +94,11 @@ def problem_with_reward_model(path: str) -> str | None:
 
 def _embedded(path: str) -> str | None:
     return None if path in embedded.NAMES else embedded.unknown(path)
+
+
+def maker_of(path: str, makers: Mapping[str, Path]) -> Path | None:
+    """The recipe that writes the path, by the output folders of recipes."""
+    return next((file for folder, file in makers.items() if will_be_made(path, [folder])), None)
 
 
 def will_be_made(path: str, folders: Collection[str]) -> bool:

@@ -161,7 +161,7 @@ def _bias(bias: Mapping[str, Any], unit: str) -> Iterator[tuple[str, str]]:
     if wins:
         said = f"longer wins {wins['value']:.1%} [{wins['low']:.1%}, {wins['high']:.1%}]"
     d = "" if bias["cohens_d"] is None else f", Cohen's d of log length {bias['cohens_d']:+.2f}"
-    yield "length bias", f"{said} of {bias['pairs'] - bias['ties']} pairs, {bias['ties']} ties{d}"
+    yield "length bias", f"{said} of {counted(bias['pairs'] - bias['ties'], 'pair')}, {counted(bias['ties'], 'tie')}{d}"
     yield (
         "",
         f"baseline accuracy {bias['baseline_accuracy']:.1%}, mean difference {bias['mean_difference']:+.1f} {unit}",

@@ -27,7 +27,6 @@ from rlhf.evaluate.report import write_html
 from rlhf.evaluate.runs import notes_of, runs_of
 from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
-from rlhf.generation.launcher import one_process
 from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
@@ -39,7 +38,6 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
 
     Raises RecipeError and DataError before anything is sampled, RlhfError for a judge that gives no usable answer.
     """
-    one_process("rlhf eval")
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = with_template(recipe)

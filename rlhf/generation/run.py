@@ -20,7 +20,6 @@ from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine
-from rlhf.generation.launcher import one_process
 from rlhf.generation.scorers import Sample, load_scorers, template_warnings, total_scores
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
@@ -32,9 +31,8 @@ from rlhf.tokens.tokenizer import load_tokenizer
 def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report.
 
-    Raises RecipeError under a launcher with more than one process, and before the model is loaded when a prompt is too long.
+    Raises RecipeError for a prompt that is too long, before the model is loaded.
     """
-    one_process("rlhf generate")
     console = Console(stderr=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = with_template(recipe)

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from rlhf import __version__
@@ -27,6 +26,7 @@ from rlhf.evaluate.report import write_html
 from rlhf.evaluate.runs import notes_of, runs_of
 from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
+from rlhf.generation.in_process import default_device
 from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
@@ -41,7 +41,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = with_template(recipe)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     console = Console(stderr=True)
     reference = load_reference(recipe, device, console)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs

@@ -83,7 +83,9 @@ def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Referen
     policy = _load(name_or_path, recipe.dtype, device)
     pairs = None
     if recipe.preferences:
-        pairs = load_pairs(recipe.preferences, tokenizer, recipe.template, context_length(policy), seed=recipe.seed)
+        pairs = load_pairs(
+            recipe.preferences, tokenizer, recipe.template, context_length(policy.transformer), seed=recipe.seed
+        )
     logprobs = None
     if pairs is not None and len(recipe.models) > 1:
         say(console, f"{recipe.models[0].name}: log-probabilities of {len(pairs.segments)} held-out pairs")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from rlhf.data.parquet_rows import write_rows
@@ -19,8 +18,9 @@ from rlhf.data.rows import Row, Text, text_of
 from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
-from rlhf.generation.in_process import InProcessEngine
+from rlhf.generation.in_process import InProcessEngine, default_device
 from rlhf.generation.scorers import Sample, load_scorers, template_warnings, total_scores
+from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
@@ -34,7 +34,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     Raises RecipeError for a prompt that is too long, before the model is loaded.
     """
     console = Console(stderr=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     recipe = with_template(recipe)
     model = recipe.model.name_or_path
     tokenizer = load_tokenizer(model)
@@ -84,7 +84,7 @@ def _rows(
     left = iter(scores or ())
     for prompt, group in zip(prompts, groups, strict=True):
         scored = [(c, next(left) if scores is not None else None) for c in group]
-        kept = [(_as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
+        kept = [(as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
         dropped["empty samples"] += len(group) - len(kept)
         if scores is None:
             rows += [{"prompt": prompt, "completion": text} for text, _ in kept]
@@ -93,7 +93,3 @@ def _rows(
         else:
             rows.append({"prompt": prompt, "completions": [t for t, _ in kept], "scores": [s for _, s in kept]})
     return rows, {reason: count for reason, count in dropped.items() if count}
-
-
-def _as_completion(prompt: Text, text: str) -> Text:
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from rlhf.errors import first_line
+
 MAX_BODY = 64 << 20  # bytes; no answer is that long, and a broken server may not end
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -175,4 +177,4 @@ def _transport_error(error: Exception, timeout: float) -> TransportError:
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
         return TransportError("the server closed the connection without an answer")
     refused = isinstance(error, ConnectionRefusedError | socket.gaierror)
-    return TransportError(str(error).splitlines()[0] if str(error) else type(error).__name__, refused=refused)
+    return TransportError(first_line(error), refused=refused)

@@ -1,7 +1,7 @@
-"""`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the dataset layer reads.
+"""`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the next stages read.
 
-With scorers a prompt's samples are a ranking, `{prompt, completions, scores}`; without, each is a demonstration,
-`{prompt, completion}`. A sample with no text cannot be compared or learnt from: it is left out and counted.
+With scorers, the samples of a prompt become a ranking, `{prompt, completions, scores}`. Without scorers, each sample becomes a
+demonstration, `{prompt, completion}`. A sample without text is of no use: it is left out and counted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
 def _rows(
     prompts: Sequence[Text], groups: Sequence[Sequence[Completion]], scores: Sequence[float] | None
 ) -> tuple[list[Row], dict[str, int]]:
-    """Rows of one kind, and what was left out by reason."""
+    """(rows of one kind, how many samples and prompts were left out, by reason)."""
     rows: list[Row] = []
     dropped = {"empty samples": 0, "prompts with fewer than two samples to compare": 0}
     left = iter(scores or ())

@@ -80,18 +80,15 @@ def frontier(
             axes.plot(kls, scores, color=colour, alpha=0.25, linewidth=0.8)
             axes.scatter(kls, scores, s=13, color=colour, alpha=0.5, linewidths=0, label=label)
         for name, kl, score, colour in points:
-            axes.errorbar(
-                [kl["value"]],
-                [score["value"]],
-                xerr=_bars(kl),
-                yerr=_bars(score),
-                color=colour,
-                marker="o",
-                markersize=8,
-                elinewidth=1.3,
-                linestyle="none",
-                label=name,
-            )
+            sides: dict[str, Any] = {"xerr": _bars(kl), "yerr": _bars(score)}
+            style: dict[str, Any] = {
+                "color": colour,
+                "markersize": 8,
+                "elinewidth": 1.3,
+                "linestyle": "none",
+                "label": name,
+            }
+            axes.errorbar([kl["value"]], [score["value"]], marker="o", **sides, **style)
         axes.set_xlabel("KL to the reference (nats per completion)")
         axes.set_ylabel(y)
         axes.margins(0.08)
@@ -103,17 +100,9 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any], str]], x: str) -> Markup
     """Win rates as dots with intervals, one on each line, beside the line of no difference: (label, estimate, colour)."""
     with canvas(5.6, max(3.7, 0.9 + 0.34 * len(rows))) as (axes, out):
         axes.axvline(0.5, color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.6)
-        for place, (_, estimate, colour) in enumerate(rows):
-            axes.errorbar(
-                [estimate["value"]],
-                [place],
-                xerr=_bars(estimate),
-                color=colour,
-                marker="o",
-                markersize=7,
-                elinewidth=2,
-                capsize=0,
-            )
+        for line, (_, estimate, colour) in enumerate(rows):
+            style: dict[str, Any] = {"color": colour, "markersize": 7, "elinewidth": 2, "capsize": 0}
+            axes.errorbar([estimate["value"]], [line], xerr=_bars(estimate), marker="o", **style)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
@@ -128,14 +117,8 @@ def lengths(values: Mapping[str, Sequence[float]], tint: Mapping[str, str]) -> M
     with canvas(5.6, 3.7) as (axes, out):
         for name, tokens in values.items():
             ordered = np.sort(np.asarray(tokens, dtype=float))
-            axes.step(
-                [0, *ordered],
-                np.arange(len(ordered) + 1) / len(ordered),
-                where="post",
-                color=tint[name],
-                linewidth=1.8,
-                label=name,
-            )
+            shares = np.arange(len(ordered) + 1) / len(ordered)
+            axes.step([0, *ordered], shares, where="post", color=tint[name], linewidth=1.8, label=name)
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

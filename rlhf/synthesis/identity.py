@@ -1,7 +1,7 @@
 """The journal's header: what a step's answers depend on, apart from the rows.
 
 If the headers of two runs are equal, the same requests would get the same answers, so one run may use the other's. Settings that
-only say how fast, how often or with which key an engine is asked are not part of it.
+only say how fast, how often or with which key an engine is asked are not part of it, nor what is made of the answers.
 """
 
 from __future__ import annotations
@@ -14,28 +14,13 @@ from rlhf.recipe.steps import ModelStep
 from rlhf.recipe.synthesis import EngineSection, PoolStep
 from rlhf.runs.identity import of_callable, of_file, of_model
 
-ONLY_SPEED = {  # how an engine is asked, not what
-    "concurrency",
-    "requests_per_minute",
-    "timeout",
-    "max_retries",
-    "api_key_env",
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "enforce_eager",
-    "port",
-    "price",
-    "batch_size",
-}
-ONLY_ROWS = {  # what is made of the answers, not what is asked
-    "keep_original",
-    "strip",
-    "cut_off",
-    "keep",
-    "into",
-    "retries",
-    "name",
-}
+NOT_IN_HEADER = {
+    # how an engine is asked
+    "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "tensor_parallel_size",
+    "gpu_memory_utilization", "enforce_eager", "port", "price", "batch_size",
+    # what is made of its answers
+    "keep_original", "strip", "cut_off", "keep", "into", "retries", "name",
+}  # fmt: skip
 
 
 def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], seed: int) -> dict[str, Any]:
@@ -52,7 +37,7 @@ def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], 
 
 def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v, k) for k, v in value.items() if k not in ONLY_SPEED | ONLY_ROWS}
+        return {k: _plain(v, k) for k, v in value.items() if k not in NOT_IN_HEADER}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, str) and key in ("prompt", "model", "name_or_path", "adapter"):

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Located
 from rlhf.errors import RecipeError, RlhfError
@@ -90,19 +89,15 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
         if found := [f"{dotted(key)}: {problem}" for key, problem in problems_of(recipe)]:
             raise RecipeError(found)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def __call__(self, step: DataStep, number: int, rows: Rows, out: Spill, folder: Path, seed: int) -> dict[str, Any]:
         """Carry out one step over rows on disk. The rows that it makes go to `out`; returns its report."""
         section = step.model_step
         assert section is not None
-        self._close_scorer()
+        if self._name == SCORER:  # it belongs to the step before
+            self._close()
         header = header_of(step.name, section, self._sections, seed)
         header["occurrence"] = self._headers.count(header)  # two equal steps must not draw the same samples
         self._headers.append({key: value for key, value in header.items() if key != "occurrence"})
@@ -143,10 +138,6 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
                 self._engine = self._open(self._sections[name], name)
             self._name = name
         return self._engine
-
-    def _close_scorer(self) -> None:
-        if self._name == SCORER:
-            self._close()
 
     def _close(self) -> None:
         if self._engine is not None:

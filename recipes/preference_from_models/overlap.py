@@ -1,7 +1,7 @@
-"""A stand-in for a rating model in the small form of this recipe: does the answer speak of what was asked, without repeating itself?
+"""Replaces a rating model in the small form of this recipe: does the answer use the words of the prompt, without repeating itself?
 
-1 to 5: 1 + 2 x the share of the prompt's longer words that the answer takes up + 2 x the share of its own words that are not repetitions. No
-judge of anything else; a recipe that is to make real data asks a model (see the README).
+The mark is from 1 to 5: 1 + 2 x the share of the prompt's longer words that the answer has + 2 x the share of its own words that
+are not repetitions. It measures nothing else. To make real data, ask a model (see the README).
 """
 
 from __future__ import annotations

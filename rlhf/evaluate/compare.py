@@ -1,9 +1,9 @@
-"""Judges that see two completions at once, asked in both orders.
+"""Judges that see two completions at once. Each pair is shown to them in both orders.
 
-Such judges favour a place: the first completion, or the second, whatever it says. So each pair is asked twice, the
-verdict is the mean of both answers, and how often the answer turned with the order is reported beside it. A judge that
-always names the first gives every model a win rate of one half and a flip rate of one: no evidence, and visibly so.
-Pointwise scorers need none of this; their scores are compared (`measures.outcomes`).
+Such judges often prefer the completion that is shown first, or second, whatever it says. So each pair is asked twice. The verdict
+is the mean of both answers, and the report says how often the answer changed with the order. A judge that always names the first
+completion gives every model a win rate of one half and a flip rate of one: it is plain that this is no evidence. Scorers of single
+completions do not need this; their scores are compared (`measures.outcomes`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from rlhf.recipe.schema import PairJudgeSection
 
 
 class PairJudge(Protocol):
-    """The probability that each first completion is better than the second: 1, one half for a tie, 0, or between."""
+    """The probability, from 0 to 1, that each first completion is better than the second; one half is a tie."""
 
     def __call__(self, prompts: list[str], first: list[str], second: list[str]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """One entry a pair, [P]."""
+    """One entry for each pair, [P]."""
 
     wins: NDArray[np.float64]  # 1: `own` is better in both orders; 0: in neither; one half: the orders disagree
     flipped: NDArray[np.float64]  # 1 where the answer (better, tie, worse) depends on the order
-    first: NDArray[np.float64]  # how often the first place won, over both orders; one half for a judge without bias
+    first: NDArray[
+        np.float64
+    ]  # how often the completion shown first won, over both orders; one half for a judge without bias
 
 
 def both_orders(judge: PairJudge, prompts: Sequence[str], own: Sequence[str], other: Sequence[str]) -> Verdicts:
-    """Ask for `own` against `other` with either in the first place. Raises RlhfError for answers outside [0, 1]."""
+    """Compare `own` with `other`, shown in both orders. Raises RlhfError for answers outside [0, 1]."""
     own_first = _ask(judge, prompts, own, other)
     other_first = _ask(judge, prompts, other, own)
     there, back = own_first, 1 - other_first
@@ -48,7 +50,7 @@ def both_orders(judge: PairJudge, prompts: Sequence[str], own: Sequence[str], ot
 
 
 def load_pair_judge(section: PairJudgeSection) -> PairJudge:
-    """The function that a recipe names. Raises RecipeError where it cannot be imported."""
+    """The function that a recipe names. Raises RecipeError if it cannot be imported."""
     judge: PairJudge = import_callable(section.callable)
     return judge
 

@@ -1,4 +1,4 @@
-"""The result in the terminal: one row a model, and how well the reward model tells held-out preferences."""
+"""The result in the terminal: one row for each model, and how well held-out preferences are predicted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOTHING = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Significant digits without exponents where one can read it, a dash where there is no value."""
+    """A number with these significant digits and without an exponent; a dash if there is no value."""
     if value is None:
         return NOTHING
     text = f"{value:.{digits}g}"
@@ -22,7 +22,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def plus_minus(estimate: Mapping[str, Any] | None) -> str:
-    """`1.23 ± 0.04`, both to the same decimal; for intervals that are symmetric."""
+    """`1.23 ± 0.04`, both with the same decimals; for symmetric intervals."""
     if estimate is None:
         return NOTHING
     value, high = estimate["value"], estimate["high"]
@@ -34,7 +34,7 @@ def plus_minus(estimate: Mapping[str, Any] | None) -> str:
 
 
 def percent(estimate: Mapping[str, Any] | None) -> str:
-    """`71% [64, 77]`; for shares, whose intervals are not symmetric."""
+    """`71% [64, 77]`; for shares, because their intervals are not symmetric."""
     if estimate is None:
         return NOTHING
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
@@ -42,7 +42,7 @@ def percent(estimate: Mapping[str, Any] | None) -> str:
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """The table of models, the reward model's line below it, and what is missing."""
+    """Print the table of models, the lines about preferences, and the notes."""
     models = report["models"]
     reference = models[0]["name"]
     scorers, pair_judges = list(models[0]["scores"]), report["pair_judges"] if len(models) > 1 else []
@@ -73,13 +73,13 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _score_cell(score: Mapping[str, Any]) -> str:
-    """The mean, and below it the win rate where there is one: side by side they would not fit a terminal."""
+    """The mean, and below it the win rate if there is one: side by side, they are too wide for a terminal."""
     rate = score["win_rate"]
     return plus_minus(score["mean"]) + (f"\n{percent(rate)}" if rate else "")
 
 
 def preference_lines(report: Mapping[str, Any]) -> list[str]:
-    """How held-out preferences are told: by the reward model, by length, by each policy."""
+    """How well held-out preferences are predicted: by the reward model, by length, by each policy."""
     lines, found = [], report["preferences"]
     if found is not None:
         lines.append(

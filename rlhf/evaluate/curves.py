@@ -1,4 +1,4 @@
-"""Which curves each kind of run has, and their figures. What a run did not log is said, not passed over."""
+"""The curves of each kind of run, as figures. If a run did not log a curve, the report says so."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rlhf.evaluate import plots
 from rlhf.evaluate.plots import BAD, GOOD, INK, NEUTRAL
 from rlhf.evaluate.runs import Run
 
-OWN = "own"  # stands for the run's own colour
+OWN = "own"  # the run's own colour
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: a title that says what to look for, the y axis, and its lines as (label, metric, colour)."""
+    """One figure: its title, its y axis, and its lines as (label, metric, colour)."""
 
     title: str
     y: str
@@ -45,14 +45,14 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "sft": (_train_and_held_out("Loss", "nats per token", "loss"), *_OPTIMISER),
     "reward": (
         _train_and_held_out("Loss", "nats per comparison", "loss"),
-        _train_and_held_out("Accuracy", "pairs told right", "accuracy", share=True),
+        _train_and_held_out("Accuracy", "pairs ordered correctly", "accuracy", share=True),
         _train_and_held_out("Margin", "score(chosen) − score(rejected)", "margin", zero=True),
         _two_sides("Scores of both sides", "score", "score"),
         *_OPTIMISER,
     ),
     "dpo": (
         _train_and_held_out("Loss", "nats per pair", "loss"),
-        _train_and_held_out("Accuracy of the implicit reward", "pairs told right", "accuracy", share=True),
+        _train_and_held_out("Accuracy of the implicit reward", "pairs ordered correctly", "accuracy", share=True),
         _train_and_held_out("Margin of the implicit reward", "β × nats", "margin", zero=True),
         _two_sides("Implicit rewards of both sides", "β × nats", "reward"),
         _two_sides("Drift from the reference", "Δ log-probability (nats)", "drift"),
@@ -73,7 +73,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
 
 
 def figures(run: Run, colour: str) -> tuple[list[tuple[str, Markup]], list[str]]:
-    """The run's figures with their titles, and the titles of those for which it logged nothing."""
+    """The run's figures with their titles, and the titles of figures for which it logged nothing."""
     drawn, missing = [], []
     for panel in PANELS.get(run.method or "", (_train_and_held_out("Loss", "loss", "loss"),)):
         curves, marks = {}, set()
@@ -94,8 +94,10 @@ def figures(run: Run, colour: str) -> tuple[list[tuple[str, Markup]], list[str]]
 def frontiers(
     models: Sequence[Mapping[str, Any]], scorers: Sequence[str], runs: Sequence[Run], tint: Mapping[str, str]
 ) -> list[tuple[str, Markup]]:
-    """Reward against KL: a figure a scorer with one point a model; a PPO run's iterations beneath where it was trained
-    on that scorer (`score/NAME` in its metrics), else, as its reward is on another scale, in a figure of their own.
+    """Reward against KL: one figure for each scorer, with one point for each model.
+
+    A PPO run that trained on this scorer (`score/NAME` in its metrics) shows its iterations in the same figure. Another PPO run
+    has its reward on another scale, so it gets a figure of its own.
     """
     placed = [model for model in models if model["kl"] is not None]
     found, used = [], set()

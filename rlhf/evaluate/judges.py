@@ -1,4 +1,4 @@
-"""What the recipe's judges say of the models' answers, and what is known about the judges themselves."""
+"""What the recipe's judges say about the models' answers, and what is known about the judges."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
-from rlhf.evaluate.preferences import check_reward_model
 from rlhf.evaluate.sampling import Answers
-from rlhf.generation.scorers import load_scorers
+from rlhf.generation.scorers import check_reward_model, load_scorers
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.recipe.sections import ScorerSection
@@ -21,7 +20,7 @@ from rlhf.recipe.sections import ScorerSection
 
 @dataclass(frozen=True)
 class Judges:
-    """Everything that will judge, found before anything is sampled: a misspelt name must not cost an hour."""
+    """All judges. They are found before anything is sampled: a misspelt name must not cost an hour."""
 
     scorers: list[ScorerSection]
     pair_judges: dict[str, PairJudge]
@@ -35,10 +34,10 @@ class Judges:
 
 
 def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judges:
-    """The scorers of the recipe, then its reward model where no scorer is that already. Raises RecipeError.
+    """The scorers of the recipe, and its reward model, if no scorer is that model already. Raises RecipeError.
 
-    The reward model scores the samples too: where the reward that was trained on goes on rising and the judges do not
-    follow, it is being exploited (Gao et al. 2023, https://arxiv.org/abs/2210.10760).
+    The reward model scores the samples too. If its scores rise and the judges' scores do not, the policy exploits the reward
+    (Gao et al. 2023, https://arxiv.org/abs/2210.10760).
     """
     scorers = list(recipe.scorers)
     if recipe.reward_model is not None and recipe.reward_model not in [s.model for s in scorers]:
@@ -56,7 +55,7 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
 
 
 def judge_card(callable_path: str) -> dict[str, Any] | None:
-    """What the callable's module says of it through `judge_card(path)`; None where it has no such function."""
+    """What the callable's module says about it in `judge_card(path)`; None if there is no such function."""
     function = getattr(import_module(callable_path), "judge_card", None)
     return None if function is None else dict(function(callable_path))
 
@@ -64,7 +63,7 @@ def judge_card(callable_path: str) -> dict[str, Any] | None:
 def score_all(
     judges: Judges, everyone: Sequence[Answers], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: str
 ) -> dict[str, list[NDArray[np.float64]]]:
-    """Every scorer's scores of every model's samples, [P, n] each; one scorer is loaded at a time."""
+    """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time."""
     scores = {}
     for section in judges.scorers:
         (scorer,) = load_scorers([section], tokenizer, bf16=bf16, device=device)
@@ -76,7 +75,7 @@ def score_all(
 
 
 def compare_all(judges: Judges, everyone: Sequence[Answers]) -> dict[str, list[Verdicts | None]]:
-    """Every pair judge's verdicts on every model against the first, sample by sample; None for the first itself."""
+    """Every pair judge's verdicts on every model against the first model, sample by sample; None for the first model."""
     texts = [[sample.completion.text for sample in answers.flat] for answers in everyone]
     prompts = [sample.prompt for sample in everyone[0].flat]
     return {

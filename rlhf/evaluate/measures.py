@@ -1,7 +1,7 @@
-"""What is measured on finished samples, as pure functions of numbers; every estimate carries its 95% interval.
+"""The measures of finished samples, as pure functions of numbers. Every estimate has its 95% interval.
 
-The unit is the prompt: samples of one prompt, and pairs of one prompt, are not independent, so intervals count prompts
-and never samples. Nothing here is random and nothing needs torch.
+Samples of one prompt are not independent of each other, nor are pairs of one prompt. So intervals count prompts, not samples.
+Nothing here is random, and nothing needs torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z95 = NormalDist().inv_cdf(0.975)
-REPEATED = 4  # n-gram length of `repetition`: shorter ones recur in good prose
+REPEATED = 4  # n-gram length of `repetition`: good prose repeats shorter ones
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval; `low` and `high` are None where one prompt leaves nothing to judge spread by."""
+    """A value with its 95% interval. `low` and `high` are None if there is only one prompt, which shows no spread."""
 
     value: float
     low: float | None
@@ -36,8 +36,8 @@ class Estimate:
 def mean(values: ArrayLike) -> Estimate:
     """The mean over prompts with Student's t interval: values [P], or [P, n] for n samples of each prompt.
 
-    Of a paired difference this is the paired t interval, which is why all models answer the same prompts from the same
-    noise.
+    For differences between two models it is the paired t interval: all models answer the same prompts with the same random
+    numbers.
     """
     per_prompt = by_prompt(values)
     n, centre = len(per_prompt), float(per_prompt.mean())
@@ -48,11 +48,11 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 def share(outcomes: ArrayLike, *, independent: int | None = None) -> Estimate:
-    """The mean of outcomes in [0, 1] with Wilson's score interval; [P] or [P, n]. `independent`: how many count, if fewer.
+    """The mean of outcomes in [0, 1] with Wilson's score interval; [P] or [P, n].
 
-    Wilson rather than a bootstrap: at a share of 0 or 1, where a bootstrap's interval has no width, it still says how
-    little n prompts can tell, it needs no seed, and among intervals for shares it keeps its coverage at small n. It
-    takes the outcomes for coin flips; ties (one half) vary less than that, so with ties it errs on the wide side.
+    `independent` is the number of independent outcomes, if it is smaller than P. Why Wilson and not a bootstrap: at a share of 0
+    or 1, a bootstrap's interval has no width, and Wilson's still shows how little n prompts prove. It needs no seed, and it keeps
+    its coverage when n is small. It takes outcomes for coin flips. Ties (one half) vary less, so with ties it is a little too wide.
     """
     per_prompt = by_prompt(outcomes)
     if ((per_prompt < 0) | (per_prompt > 1)).any():
@@ -65,45 +65,45 @@ def share(outcomes: ArrayLike, *, independent: int | None = None) -> Estimate:
 
 
 def outcomes(own: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
-    """Who scores higher, element by element: 1 where `own` does, 0 where `other` does, one half where they tie."""
+    """Which one scores higher, for each element: 1 is `own`, 0 is `other`, one half is a tie."""
     difference = np.asarray(own, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     return (np.sign(difference) + 1) / 2
 
 
 def preference_accuracy(chosen: ArrayLike, rejected: ArrayLike, prompts: Sequence[Hashable]) -> Estimate:
-    """How often the chosen completion gets the higher value, ties one half: all [P], one entry a pair.
+    """How often the chosen completion has the higher value; a tie counts one half. All are [P], one entry for each pair.
 
-    The values may be a reward model's scores, implicit rewards, or lengths (the baseline that a reward model must beat:
-    "the longer completion is better"). Pairs of one prompt share completions, so the interval counts distinct prompts.
+    The values are a reward model's scores, implicit rewards, or lengths. Length is the baseline that a reward model must beat:
+    "the longer completion is better". Pairs of one prompt share completions, so the interval counts distinct prompts.
     """
     return share(outcomes(chosen, rejected), independent=len(set(prompts)))
 
 
 def lengths(values: ArrayLike) -> dict[str, Any]:
-    """Tokens a completion, [P] or [P, n]: mean with its interval, median, 95th percentile, longest."""
+    """Tokens of each completion, [P] or [P, n]: mean with its interval, median, 95th percentile, maximum."""
     flat = np.asarray(values, dtype=np.float64).ravel()
     median, p95 = np.quantile(flat, [0.5, 0.95])
     return {"mean": mean(values).as_dict(), "median": float(median), "p95": float(p95), "max": float(flat.max())}
 
 
 def distinct(completions: Sequence[Sequence[int]], n: int) -> float | None:
-    """Different n-grams over all n-grams of all completions together (Li et al. 2016, https://arxiv.org/abs/1510.03055).
+    """Different n-grams / all n-grams, over all completions together (Li et al. 2016, https://arxiv.org/abs/1510.03055).
 
-    Low where a policy says the same thing to every prompt, the plainest sign of a hacked reward. Falls with the amount
-    of text, so compare models on the same prompts only. None where no completion has n tokens.
+    It is low if a policy says the same thing to every prompt, which is the plainest sign of a hacked reward. It falls as there is
+    more text, so compare models on the same prompts only. None if no completion has n tokens.
     """
     grams = [gram for ids in completions for gram in _ngrams(ids, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def repetition(completions: Sequence[Sequence[int]]) -> float | None:
-    """The share of a completion's 4-grams that it has said before, averaged over completions that have any: loops."""
+    """The share of a completion's 4-grams that occur earlier in it, averaged over completions: it shows loops."""
     shares = [1 - len(set(grams)) / len(grams) for ids in completions if (grams := _ngrams(ids, REPEATED))]
     return float(np.mean(shares)) if shares else None
 
 
 def by_prompt(values: ArrayLike) -> NDArray[np.float64]:
-    """[P] as it is, [P, n] averaged over each prompt's samples -> [P]. Raises ValueError when there is nothing."""
+    """[P] stays; [P, n] is averaged over each prompt's samples -> [P]. Raises ValueError for no values."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("nothing to measure")
@@ -111,9 +111,9 @@ def by_prompt(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def t95(freedom: int) -> float:
-    """The 97.5% quantile of Student's t: closed form to 2 degrees of freedom, then Abramowitz and Stegun 26.7.5 (<0.5% off).
+    """The 97.5% quantile of Student's t: exact for 1 and 2 degrees of freedom, then Abramowitz and Stegun 26.7.5 (error < 0.5%).
 
-    Written out because scipy is not among the requirements.
+    It is written out because rlhf does not require scipy.
     """
     if freedom == 1:
         return math.tan(math.pi * 0.475)

@@ -36,25 +36,25 @@ TEMPLATE = """\
 <tbody>{% for m in models %}<tr><td><strong>{{ dot(m.name) }}</strong></td><td>{{ number(m.length.median) }}</td><td>{{ number(m.length.p95) }}</td><td>{{ number(m.length.max) }}</td>
 <td>{{ number(m.distinct_1) }}</td><td>{{ number(m.distinct_2) }}</td><td>{{ number(m.repetition) }}</td></tr>{% endfor %}</tbody>
 </table></div>
-<p class="soft">A policy that exploits its reward grows long, repeats itself, or says the same to every prompt: watch for distinct-n
-that falls and repetition that rises against {{ reference }}. Distinct-n also falls as there is more text.</p>
+<p class="soft">A policy that exploits its reward writes longer, repeats itself, or says the same to every prompt. Look for a lower
+distinct-n and more repetition than {{ reference }} has. Distinct-n is also lower when there is more text.</p>
 
 {% if report.pair_judges and compared %}
 <h2>Pair judges</h2>
 <div class="scroll"><table>
-<thead><tr><th>judge</th><th class="left">model</th><th>wins<small>mean of both orders</small></th><th>ties</th><th>flips<small>with the order</small></th><th>first place wins<small>50% without bias</small></th></tr></thead>
+<thead><tr><th>judge</th><th class="left">model</th><th>wins<small>mean of both orders</small></th><th>ties</th><th>flips<small>with the order</small></th><th>first shown wins<small>50% without bias</small></th></tr></thead>
 <tbody>{% for name in report.pair_judges %}{% for m in models if m.pair_judges %}{% set v = m.pair_judges[name] %}<tr><td>{{ name }}</td><td class="left">{{ dot(m.name) }}</td><td>{{ percent(v.win_rate) }}</td><td>{{ "%.0f%%" | format(100 * v.ties) }}</td><td>{{ percent(v.flip_rate) }}</td><td>{{ "%.0f%%" | format(100 * v.first_place_wins) }}</td></tr>{% endfor %}{% endfor %}</tbody>
 </table></div>
-<p class="soft">Each pair is asked in both orders. The verdict is the mean of both answers: one that turns round with the
+<p class="soft">Each pair is asked in both orders. The verdict is the mean of both answers: an answer that changes with the
 order counts as a tie.</p>
 {% endif %}
 
 <h2>Held-out preferences</h2>
 {% if preferences_table %}<div class="scroll"><table>
-<thead><tr><th>what tells which completion is better</th><th>accuracy</th><th>pairs</th></tr></thead>
+<thead><tr><th>what predicts the better completion</th><th>accuracy</th><th>pairs</th></tr></thead>
 <tbody>{% for label, accuracy, count in preferences_table %}<tr><td>{{ label }}</td><td>{{ percent(accuracy) }}</td><td>{{ count }}</td></tr>{% endfor %}</tbody>
 </table></div>
-<p class="soft">Intervals count distinct prompts, as pairs of one prompt are not independent. A policy's implicit reward is
+<p class="soft">Intervals count distinct prompts, because pairs of one prompt are not independent. A policy's implicit reward is
 log π(y) − log π<sub>ref</sub>(y).</p>
 {% else %}<p>None were given (<code>preferences:</code>).</p>{% endif %}
 

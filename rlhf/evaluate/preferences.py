@@ -1,4 +1,4 @@
-"""How well held-out preferences are told: by the reward model, by each policy's implicit reward, and by mere length."""
+"""How often held-out preferences are predicted: by the reward model, by each policy's implicit reward, and by length alone."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.errors import DataError, RecipeError
+from rlhf.errors import DataError
 from rlhf.evaluate import measures
-from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.generation.in_process import context_length
+from rlhf.models.load import load_scalar_model
 from rlhf.recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
 from rlhf.tokens.dataset import tokenize
 from rlhf.tokens.segments import Segment, collate
@@ -25,7 +26,7 @@ UNLIMITED = 2**31
 
 @dataclass(frozen=True)
 class Pairs:
-    """Held-out pairs, the chosen completion first; `prompts` says which pairs share one."""
+    """Held-out pairs with the chosen completion first. Pairs of one prompt have equal entries in `prompts`."""
 
     segments: list[Segment]
     prompts: list[tuple[int, ...]]
@@ -40,23 +41,23 @@ def load_pairs(
     *,
     seed: int,
 ) -> Pairs:
-    """Held-out pairs as one tokenizer sees them; rows longer than the model's context are left out and counted.
+    """Held-out pairs in the tokens of one tokenizer. Rows longer than the model's context are left out and counted.
 
-    A ranking gives every pair of its completions, the better one as chosen.
+    A ranking gives every pair of its completions; the better completion is chosen.
     """
     section = DataSection(train=list(sources), template=template, max_length=context or UNLIMITED, on_overflow="drop")
     rows = tokenize(section, tokenizer, {"preference", "ranking"}, seed=seed)
     segments = [pair for ranking in rows.segments for pair in pairs_of(ranking)]
     if not segments:
-        raise DataError(sources[0].path, "no held-out pairs: in every row all completions are tied")
+        raise DataError(sources[0].path, "no held-out pairs: in every row, all completions are tied")
     return Pairs(segments, [tuple(segment.prompt_ids) for segment in segments], rows.report)
 
 
 def pairs_of(ranking: Segment) -> list[Segment]:
-    """Every pair of completions of which one is better, that one first; tied completions make no pair."""
+    """Every pair of completions with the better one first. Tied completions make no pair."""
     ids, grades = ranking.completion_ids, ranking.grades
-    places = range(len(ids))
-    return [Segment(ranking.prompt_ids, [ids[i], ids[j]]) for i in places for j in places if grades[i] > grades[j]]
+    each = range(len(ids))
+    return [Segment(ranking.prompt_ids, [ids[i], ids[j]]) for i in each for j in each if grades[i] > grades[j]]
 
 
 def reward_accuracy(
@@ -70,14 +71,13 @@ def reward_accuracy(
 ) -> dict[str, Any]:
     """The reward model on held-out pairs, for report.json, with the baseline "the longer completion is better".
 
-    `accuracy_chosen_shorter` is the accuracy where length points the wrong way: a reward model that only counts tokens
-    has none there. Raises DataError, RecipeError.
+    `accuracy_chosen_shorter` is the accuracy on pairs whose chosen completion is the shorter one. A reward model that only counts
+    tokens has 0 there. Raises DataError, RecipeError.
     """
     tokenizer = load_tokenizer(name_or_path)
     section = ModelSection(name_or_path=name_or_path, dtype=dtype)
     model = load_scalar_model(section, device=device).eval().requires_grad_(False)
-    context = getattr(model.transformer.config.get_text_config(), "max_position_embeddings", None)
-    pairs = load_pairs(sources, tokenizer, template, context, seed=seed)
+    pairs = load_pairs(sources, tokenizer, template, context_length(model.transformer), seed=seed)
     scores: list[torch.Tensor] = []
     with torch.no_grad():
         for start in range(0, len(pairs.segments), BATCH):
@@ -95,7 +95,7 @@ def reward_accuracy(
 
 
 def length_facts(pairs: Pairs, chosen: NDArray[np.float64], rejected: NDArray[np.float64]) -> dict[str, Any]:
-    """What length alone would have said, and how the scores do where it is wrong: both [pairs]."""
+    """What length alone predicts, and how good the scores are where length is wrong: both [pairs]."""
     long, short = np.asarray([[len(ids) for ids in s.completion_ids] for s in pairs.segments], dtype=np.float64).T
     against = np.flatnonzero(long < short)
     prompts = [pairs.prompts[i] for i in against]
@@ -106,11 +106,3 @@ def length_facts(pairs: Pairs, chosen: NDArray[np.float64], rejected: NDArray[np
             measures.preference_accuracy(chosen[against], rejected[against], prompts).as_dict() if prompts else None
         ),
     }
-
-
-def check_reward_model(name_or_path: str) -> None:
-    """Raises RecipeError, before anything is sampled, for a folder that the reward stage did not write."""
-    if not is_reward_model(name_or_path):
-        raise RecipeError(
-            f"{name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
-        )

@@ -1,4 +1,4 @@
-"""report.html: one file that stands alone, with the numbers, the curves and the texts that a verdict rests on."""
+"""report.html: one file with the numbers, the curves and the texts on which the verdict rests. It needs no other file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rlhf.evaluate.runs import Run
 from rlhf.runs.manifest import write_atomically
 
 SAMPLES = 12
-EXTREMES = 3  # of each: the largest gains and the largest losses
+EXTREMES = 3  # so many of the largest gains, and so many of the largest losses
 
 
 def write_html(path: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> None:
-    """`report` as report.json has it, `rows` as samples.jsonl has them."""
+    """Write the page. `report` is the content of report.json, `rows` that of samples.jsonl."""
     write_atomically(path, render(report, rows, runs))
 
 
@@ -31,7 +31,7 @@ def render(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], runs: S
     tint = plots.colours([*(m["name"] for m in models), *alone])
     headline = report["scorers"][0]
     caption = (
-        f"{min(SAMPLES, len(rows))} of {len(rows)}. Those marked gain or loss are the extremes by {headline}, "
+        f"{min(SAMPLES, len(rows))} of {len(rows)}. Those marked gain or loss are the extremes by {headline}; "
         "the others are spread evenly over the rest."
     )
     return PAGE.render(
@@ -60,7 +60,10 @@ def render(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], runs: S
 
 
 def choose_samples(rows: Sequence[Mapping[str, Any]], models: Sequence[str], scorer: str) -> list[dict[str, Any]]:
-    """Best and worst first, by how far the other models are ahead of the reference (alone: by its own score), then others."""
+    """The best and the worst samples, then others. A sample is good if the other models score higher than the reference.
+
+    If there is only one model, its own score decides.
+    """
 
     def lead(row: Mapping[str, Any]) -> float:
         scores: list[float] = [row["models"][name]["scores"][scorer] for name in models]
@@ -134,7 +137,7 @@ def _run(run: Run, tint: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _rate(estimate: Mapping[str, Any] | None) -> Markup:
-    """A win rate, coloured where the interval leaves no doubt about the side."""
+    """A win rate. It has a colour if its whole interval lies on one side of one half."""
     if estimate is None:
         return Markup("")
     tone = "up" if estimate["low"] > 0.5 else "down" if estimate["high"] < 0.5 else "even"

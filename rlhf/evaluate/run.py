@@ -1,7 +1,7 @@
-"""`rlhf eval RECIPE`: compare models on held-out prompts, and gather what became of the runs that made them.
+"""`rlhf eval RECIPE`: compare models on held-out prompts, and show how the runs that made them went.
 
-sample     every model answers every prompt, from the same noise           sampling
-judge      scorers on each answer, pair judges on each against the first   judges, compare
+sample     every model answers every prompt, with the same random numbers  sampling
+judge      scorers on each answer; pair judges compare with the first      judges, compare
 measure    win rate, KL, length, diversity, with intervals                 measures, summary
 prefer     the reward model and the policies on held-out pairs             preferences
 report     report.json, report.html, samples.jsonl, a table                console, plots, report
@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from rlhf import __version__
@@ -27,7 +26,7 @@ from rlhf.evaluate.report import write_html
 from rlhf.evaluate.runs import notes_of, runs_of
 from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
-from rlhf.generation.launcher import one_process
+from rlhf.generation.in_process import default_device
 from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
@@ -35,15 +34,14 @@ from rlhf.tokens.recipe_rows import with_template
 
 
 def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
-    """Write `report.json`, `report.html` and `samples.jsonl` under `output_dir`; returns what report.json holds.
+    """Write `report.json`, `report.html` and `samples.jsonl` under `output_dir`; returns the content of report.json.
 
     Raises RecipeError and DataError before anything is sampled, RlhfError for a judge that gives no usable answer.
     """
-    one_process("rlhf eval")
     began, folder = time.perf_counter(), Path(recipe.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     recipe = with_template(recipe)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     console = Console(stderr=True)
     reference = load_reference(recipe, device, console)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs
@@ -51,7 +49,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     judges = load_judges(recipe, tokenizer)
     everyone = list(answers(recipe, reference, device, console))
     del reference
-    gc.collect()  # the policies are done with: their memory is the reward models' now
+    gc.collect()  # the policies are no longer needed: their memory is for the reward models
 
     say(console, f"scoring with {', '.join(s.label for s in judges.scorers)}")
     scores = score_all(judges, everyone, tokenizer, bf16=recipe.dtype == "bfloat16", device=device)
@@ -108,12 +106,12 @@ def _notes(
     if sampling.temperature > 0 and (sampling.top_k or sampling.top_p < 1) and len(recipe.models) > 1:
         notes.append(
             f"Samples are drawn with top_k {sampling.top_k} and top_p {sampling.top_p:g}, not from the whole "
-            "distribution: the KL is an estimate of what these samples show, biased for KL(model || reference)."
+            "distribution, so the KL is a biased estimate of KL(model || reference)."
         )
     if recipe.preferences and recipe.reward_model is None:
-        notes.append("preferences: without reward_model they measure only the policies' implicit rewards.")
+        notes.append("preferences: there is no reward_model, so they measure only the policies' implicit rewards.")
     if recipe.reward_model is not None and not recipe.preferences:
-        notes.append("reward_model: without preferences there are no held-out pairs to measure its accuracy on.")
+        notes.append("reward_model: there are no preferences, so its accuracy on held-out pairs is not measured.")
     notes += template_warnings(judges.scorers, recipe.template)
     dropped = (preferences or {}).get("rows", pairs.report if pairs else {}).get("dropped")
     if dropped:

@@ -1,4 +1,4 @@
-"""What training runs have left in their folders: metrics.jsonl, status.json, recipe.yaml. What is missing is said."""
+"""What training runs left in their folders: metrics.jsonl, status.json, recipe.yaml. The report names what is missing."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ TRAINED = ("sft", "reward", "dpo", "ppo")  # the methods that write metrics
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. `model` is the evaluated model that it trained, where the recipe says so."""
+    """One run's folder. `model` is the evaluated model that the run trained, if the recipe says so."""
 
     folder: str
     model: str | None
     method: str | None
     recipe: str | None  # the resolved recipe, as YAML
     status: dict[str, Any]
-    metrics: list[dict[str, Any]]  # one a logged step, in order
+    metrics: list[dict[str, Any]]  # one for each logged step, in order
     missing: tuple[str, ...]  # sentences for the report
 
     @property
     def owner(self) -> str:
-        """Whose colour the run's curves have: its model's, else its own."""
+        """The name that gives the curves their colour: the model's, else the folder's."""
         return self.model or self.folder
 
     @property
     def title(self) -> str:
-        """What the report calls the run: its model and, where that does not say it, its method."""
+        """What the report calls the run: its model, with the method if the name does not contain it."""
         name = self.model or Path(self.folder).name
         return name if self.method is None or self.method in name.lower() else f"{name} ({self.method})"
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one metric, without the steps that lack it or hold null (not finite)."""
+        """Steps and values of one metric, without steps where it is missing or null (not finite)."""
         points = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
         return [float(step) for step, _ in points], [float(value) for _, value in points]
 
     def as_dict(self) -> dict[str, Any]:
-        """For report.json: what the stage cost, where it ended, and what is missing."""
+        """For report.json: the stage's time and memory, its last metrics, and what is missing."""
         return {
             "folder": self.folder,
             "model": self.model,
@@ -60,7 +60,7 @@ class Run:
 
 
 def runs_of(recipe: EvalRecipe) -> list[Run]:
-    """The runs behind the recipe's models and those it lists besides, each once."""
+    """The runs that the recipe lists, and those of its models; each once."""
     named = [(folder, None) for folder in recipe.runs]
     named += [(m.run, m.name) for m in recipe.models if m.run is not None]  # type: ignore[misc]
     owners: dict[str, str | None] = {}
@@ -70,7 +70,7 @@ def runs_of(recipe: EvalRecipe) -> list[Run]:
 
 
 def read_run(folder: str, model: str | None = None) -> Run:
-    """A run's folder, or what there is of it; never raises."""
+    """A run's folder, with whatever there is in it; never raises."""
     path, missing = Path(folder), []
     if not path.is_dir():
         return Run(folder, model, None, None, {}, [], (f"{folder}: there is no such folder.",))
@@ -78,7 +78,7 @@ def read_run(folder: str, model: str | None = None) -> Run:
     if not status:
         missing.append(f"{folder}: no status.json, so its time and memory are unknown.")
     elif status.get("state") != "done":
-        missing.append(f"{folder}: the run is not done but {status.get('state')}; its curves may be incomplete.")
+        missing.append(f"{folder}: the run is not done, it is {status.get('state')}; its curves may be incomplete.")
     if recipe is None:
         missing.append(f"{folder}: no recipe.yaml.")
     method = status.get("method") or _method(recipe)
@@ -91,7 +91,7 @@ def read_run(folder: str, model: str | None = None) -> Run:
 
 
 def notes_of(runs: Sequence[Run]) -> list[str]:
-    """All that is missing, in the order of the runs."""
+    """What is missing, in the order of the runs."""
     return [sentence for run in runs for sentence in run.missing]
 
 

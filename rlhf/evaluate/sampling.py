@@ -1,7 +1,7 @@
-"""Each model's answers to the held-out prompts, and how far it has gone from the reference in giving them.
+"""Each model's answers to the held-out prompts, and how far it is from the reference there (KL).
 
-All models answer the same prompts from the same noise, so that a difference between two of them is a paired one. The
-reference stays loaded, and one other model beside it: two at any time, however many are compared.
+All models answer the same prompts with the same random numbers, so two models can be compared answer by answer. The reference
+stays loaded, and one other model beside it: never more than two at a time.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ BATCH = 16  # prompts a forward pass
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model gave: P prompts, n samples each, their ids in the reference's tokens."""
+    """One model's answers: P prompts, n samples each. Their ids are tokens of the reference."""
 
     model: EvalModel
     samples: list[list[Sample]]  # [P][n]
-    kl: NDArray[np.float64] | None  # [P, n]: nats; None where it is not defined
+    kl: NDArray[np.float64] | None  # [P, n]: nats; None if it is not defined
     preferred: NDArray[np.float64] | None  # [pairs, 2]: log(pi / pi_ref) of chosen and rejected
     seconds: float
     tokens: int
@@ -55,13 +55,13 @@ class Answers:
         return [sample for group in self.samples for sample in group]
 
     def per_sample(self, value: Callable[[Sample], float]) -> NDArray[np.float64]:
-        """One number a sample, [P, n]."""
+        """One number for each sample, [P, n]."""
         return np.asarray([[value(sample) for sample in group] for group in self.samples], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The first model of the recipe, kept loaded while the others come and go."""
+    """The first model of the recipe. It stays loaded while the others are loaded one after another."""
 
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class Reference:
 
 
 def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Reference:
-    """The reference with the prompts and pairs as its tokenizer sees them. Raises DataError, RecipeError."""
+    """The reference, with the prompts and pairs in its tokens. Raises DataError, RecipeError."""
     name_or_path = recipe.models[0].name_or_path
     tokenizer = load_tokenizer(name_or_path)
     prompts = sampling_prompts(recipe, tokenizer)
@@ -83,7 +83,9 @@ def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Referen
     policy = _load(name_or_path, recipe.dtype, device)
     pairs = None
     if recipe.preferences:
-        pairs = load_pairs(recipe.preferences, tokenizer, recipe.template, context_length(policy), seed=recipe.seed)
+        pairs = load_pairs(
+            recipe.preferences, tokenizer, recipe.template, context_length(policy.transformer), seed=recipe.seed
+        )
     logprobs = None
     if pairs is not None and len(recipe.models) > 1:
         say(console, f"{recipe.models[0].name}: log-probabilities of {len(pairs.segments)} held-out pairs")
@@ -92,7 +94,7 @@ def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Referen
 
 
 def answers(recipe: EvalRecipe, reference: Reference, device: str, console: Console) -> Iterator[Answers]:
-    """Every model in the recipe's order, the reference first; a model is let go once its answers are taken."""
+    """Every model's answers in the recipe's order, the reference first. A model is freed after its answers."""
     for model in recipe.models:
         yield _answer(model, recipe, reference, device, console)
 
@@ -134,10 +136,10 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
 def sampled_kl(
     policy: Policy, reference: Policy, samples: Sequence[Sequence[Sample]], temperature: float
 ) -> NDArray[np.float64]:
-    """log pi(y|x) - log pi_ref(y|x) of the policy's own samples at the temperature they were drawn at, [P, n] in nats.
+    """log pi(y|x) - log pi_ref(y|x) of the policy's own samples, at the temperature of their sampling, [P, n] in nats.
 
-    The mean over samples is an unbiased estimate of KL(pi || pi_ref) per completion; single entries may be negative.
-    Both models run the very same batches, so a model's KL to itself is zero and not merely small.
+    The mean over samples is an unbiased estimate of KL(pi || pi_ref) per completion; single entries may be negative. Both models
+    run exactly the same batches, so a model's KL to itself is exactly zero.
     """
     segments = [Segment(group[0].prompt_ids, [s.completion.ids for s in group]) for group in samples]
     own = completion_logprobs(policy, segments, temperature)
@@ -171,7 +173,7 @@ def _undefined_kl(recipe: EvalRecipe, name: str, same_tokens: bool) -> tuple[str
 
 
 def _in_tokens_of(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> Completion:
-    """The same text in the reference's tokens, so that lengths compare and reward models read what they know."""
+    """The same text in the reference's tokens, so that lengths are comparable and reward models can read it."""
     ids = list(tokenizer(completion.text, add_special_tokens=False).input_ids)
     if completion.ended or not ids:
         ids.append(int(tokenizer.eos_token_id))

@@ -1,4 +1,4 @@
-"""From samples, scores and verdicts to the numbers of report.json, and the rows of samples.jsonl."""
+"""Makes the numbers of report.json, and the rows of samples.jsonl, from samples, scores and verdicts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 
 from rlhf.evaluate import measures
 from rlhf.evaluate.compare import Verdicts
-from rlhf.evaluate.measures import Estimate
 from rlhf.evaluate.preferences import Pairs
 from rlhf.evaluate.sampling import Answers
 
-Scores = Mapping[str, Sequence[NDArray[np.float64]]]  # by scorer: one [P, n] a model, the reference first
+Scores = Mapping[str, Sequence[NDArray[np.float64]]]  # by scorer: [P, n] for each model, the reference first
 
 
 def summarise(
     everyone: Sequence[Answers], scores: Scores, verdicts: Mapping[str, Sequence[Verdicts | None]], pairs: Pairs | None
 ) -> list[dict[str, Any]]:
-    """One entry a model, in the recipe's order; what compares with the reference is None for the reference itself."""
+    """One entry for each model, in the recipe's order. Comparisons with the reference are None for the reference itself."""
     return [_model(i, everyone[i], scores, verdicts, pairs) for i in range(len(everyone))]
 
 
@@ -36,7 +35,7 @@ def _model(
         "reference": i == 0,
         "scores": {name: _score(own[i], own[0] if i else None) for name, own in scores.items()},
         "pair_judges": {name: _verdict(v, answers) for name, own in verdicts.items() if (v := own[i]) is not None},
-        "kl": _or_none(None if answers.kl is None else measures.mean(answers.kl)),
+        "kl": None if answers.kl is None else measures.mean(answers.kl).as_dict(),
         "length": measures.lengths(answers.per_sample(lambda s: len(s.completion.ids))),
         "eos_rate": measures.share(answers.per_sample(lambda s: s.completion.ended)).as_dict(),
         "distinct_1": measures.distinct(ids, 1),
@@ -54,12 +53,15 @@ def _model(
 
 
 def _score(own: NDArray[np.float64], reference: NDArray[np.float64] | None) -> dict[str, Any]:
-    outcomes = None if reference is None else measures.outcomes(own, reference)
+    mean = measures.mean(own).as_dict()
+    if reference is None:
+        return {"mean": mean, "difference": None, "win_rate": None, "ties": None}
+    outcomes = measures.outcomes(own, reference)
     return {
-        "mean": measures.mean(own).as_dict(),
-        "difference": None if reference is None else measures.mean(own - reference).as_dict(),
-        "win_rate": None if outcomes is None else measures.share(outcomes).as_dict(),
-        "ties": None if outcomes is None else float((outcomes == 0.5).mean()),
+        "mean": mean,
+        "difference": measures.mean(own - reference).as_dict(),
+        "win_rate": measures.share(outcomes).as_dict(),
+        "ties": float((outcomes == 0.5).mean()),
     }
 
 
@@ -73,12 +75,8 @@ def _verdict(verdicts: Verdicts, answers: Answers) -> dict[str, Any]:
     }
 
 
-def _or_none(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else estimate.as_dict()
-
-
 def sample_rows(everyone: Sequence[Answers], scores: Scores) -> list[dict[str, Any]]:
-    """One row a prompt and sample: `{prompt, sample, models: {name: {completion, tokens, ended, kl, scores}}}`."""
+    """One row for each prompt and sample: `{prompt, sample, models: {name: {completion, tokens, ended, kl, scores}}}`."""
     reference = everyone[0]
     return [
         {
@@ -101,7 +99,7 @@ def sample_rows(everyone: Sequence[Answers], scores: Scores) -> list[dict[str, A
 
 
 def verdict_sentences(models: Sequence[Mapping[str, Any]], judge: str) -> list[str]:
-    """One plain sentence a model: what the interval of `judge` lets one say, and what it cost."""
+    """One sentence for each model: what the interval of `judge` proves, and the KL."""
     reference, sentences = models[0]["name"], []
     for model in models[1:]:
         rate = model["scores"][judge]["win_rate"]

@@ -1,6 +1,6 @@
 """`rlhf chat MODEL`: talk to a model in the terminal, through the template it was trained with.
 
-A model from elsewhere is addressed through its tokenizer's chat template where it has one.
+For a model that rlhf did not train, it is the tokenizer's chat template, if there is one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAMPLING = SamplingSection(max_new_tokens=256, temperature=0.7, top_p=0.95)
 
 
 def chat(name_or_path: str, console: Console) -> None:
-    """Read prompts until end of file or `/quit`; `/new` forgets the conversation. A run folder means its `final/`."""
+    """Read prompts until end of file or `/quit`; `/new` starts a new conversation. A run folder stands for its `final/`."""
     path = Path(resolve(name_or_path))
     model = str(path / "final" if (path / "final").is_dir() else path)
     tokenizer = load_tokenizer(model)

@@ -1,6 +1,6 @@
-"""From logits to tokens: temperature, top-k, top-p, min-p, and one draw a row from what is left.
+"""From logits to tokens: temperature, top-k, top-p, min-p, and then one draw for each row.
 
-Under `decoding`. Differs from `torch.multinomial`: the draw is the caller's, so a row's randomness is its own.
+Used by `decoding`. Unlike `torch.multinomial`, it gets the random numbers from the caller, so each row can have its own.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from rlhf.recipe.synthesis import TextSampling
 
 
 def choose_tokens(logits: Tensor, sampling: SamplingSection, noise: Tensor) -> Tensor:
-    """One token a row by inverting the distribution function at `noise`: logits [B, V], uniform noise [B] -> [B].
+    """One token for each row, where the cumulative probability reaches `noise`: logits [B, V], uniform noise [B] -> [B].
 
-    Temperature first, then top-k, then top-p (the smallest set of tokens whose probability reaches p), then min-p (Nguyen et
-    al. 2024: no token under that share of the likeliest one's probability): the order of transformers.
+    The order is that of transformers: temperature, top-k, top-p (the smallest set of tokens whose probability reaches p), min-p
+    (Nguyen et al. 2024: tokens with less than this share of the likeliest token's probability are removed).
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)

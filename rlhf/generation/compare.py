@@ -1,7 +1,7 @@
-"""`rlhf generate --compare greedy,beam,topk RECIPE`: the same prompts decoded in several ways, side by side.
+"""`rlhf generate --compare greedy,beam,topk RECIPE`: the same prompts, decoded in several ways, side by side.
 
-Beside `run`, which writes rows; this writes nothing. For choosing the sampling of a recipe by eye, and by the measures that
-tell decoding strategies apart: how long, how often ended, and how much is said twice (Holtzman et al. 2020).
+It writes no rows (`run` does). It helps a user choose the sampling of a recipe: it shows texts, and it measures how long they
+are, how often they end, and how much they repeat (Holtzman et al. 2020).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from rlhf.tokens.recipe_rows import sampling_prompts, with_template
 from rlhf.tokens.tokenizer import load_tokenizer
 
 SHOWN = 3  # prompts whose completions are printed
-MEASURED = 12  # prompts that the measures are taken over
+MEASURED = 12  # prompts that are measured
 NGRAM = 3  # words
 
-# name -> (the setting that `name:value` changes, its default, what else it sets)
+# name -> (the setting that `name:value` changes, its default, other settings)
 STRATEGIES: dict[str, tuple[str, float, dict[str, Any]]] = {
     "greedy": ("temperature", 0.0, {}),
     "beam": ("num_beams", 4, {"temperature": 0.0}),
@@ -44,7 +44,7 @@ STRATEGIES: dict[str, tuple[str, float, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to decode. `label` is what the user wrote."""
+    """A way to decode. `label` is the name that the user wrote."""
 
     label: str
     sampling: TextSampling
@@ -52,7 +52,7 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Measures:
-    """Over the answers of one strategy; `repeated` is the share of word trigrams that the same text already had."""
+    """Means over the answers of one strategy. `repeated`: the share of word trigrams that occur earlier in the same text."""
 
     tokens: float
     ended: float
@@ -61,28 +61,28 @@ class Measures:
 
 
 def strategies(names: str, recipe: GenerateRecipe) -> list[Strategy]:
-    """`greedy,beam:8,topk` as samplings; length, stops and batch are the recipe's. Raises RecipeError for an unknown one."""
+    """The strategies in `greedy,beam:8,topk`; length, stops and batch are the recipe's. Raises RecipeError for an unknown one."""
     base = {key: getattr(recipe.sampling, key) for key in ("max_new_tokens", "stop", "batch_size")}
     found = []
     for label in dict.fromkeys(filter(None, (part.strip() for part in names.split(",")))):
         name, _, value = label.partition(":")
         if name not in STRATEGIES or (name == "greedy" and value):
             raise RecipeError(
-                f"--compare: no strategy {label!r}; there are {', '.join(STRATEGIES)} (and topk:5 and the like)"
+                f"--compare: no strategy {label!r}; there are {', '.join(STRATEGIES)}, with a number if you like: topk:5"
             )
         key, default, others = STRATEGIES[name]
         try:
             number = type(default)(value) if value else default
             found.append(Strategy(label, TextSampling.model_validate(base | others | {key: number})))
         except (ValueError, ValidationError):
-            raise RecipeError(f"--compare: {label}: {value!r} is no {key}") from None
+            raise RecipeError(f"--compare: {label}: {value!r} is not a valid {key}") from None
     if not found:
         raise RecipeError(f"--compare: name some of {', '.join(STRATEGIES)}")
     return found
 
 
 def compare(names: str, recipe: GenerateRecipe, console: Console) -> dict[str, Measures]:
-    """Print what each strategy says to the recipe's first prompts, and how they measure; returns the measures by label."""
+    """Print each strategy's answers to the recipe's first prompts, and its measures; returns the measures by label."""
     chosen = strategies(names, recipe)
     recipe = with_template(recipe)
     few = [
@@ -127,7 +127,7 @@ def _measures(answers: Sequence[Answer], seconds: float) -> Measures:
 
 
 def repeated_share(texts: Sequence[str]) -> float:
-    """The share of word trigrams that their own text had before; 0 where there are none."""
+    """The share of word trigrams that occur earlier in the same text; 0 if there are no trigrams."""
     total = distinct = 0
     for text in texts:
         words = text.split()

@@ -1,6 +1,6 @@
-"""Does a prompt and its completion fit in the model's context? Found before a model is loaded, and without torch.
+"""Do a prompt and its completion fit in the model's context? This is checked before a model is loaded, and without torch.
 
-`rlhf check` asks `problems_of`; a stage asks `config_context` and `check_context` when it has tokenised its prompts.
+`rlhf check` calls `problems_of`. A stage calls `config_context` and `check_context` when its prompts are tokenised.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ KEYS = ("max_position_embeddings", "n_positions")  # GPT-2 has the second name
 
 
 def config_context(name_or_path: str) -> int | None:
-    """The positions that a local model's `config.json` gives; None for a model that is not here, or does not say."""
-    if name_or_path.startswith(embedded.PREFIX):  # only where it was made already: making it takes a while
+    """The number of positions in a local model's `config.json`; None if the model is not on this disk or does not say."""
+    if name_or_path.startswith(embedded.PREFIX):  # only if it is in the cache: to make it takes a while
         folder = cache.root() / name_or_path.removeprefix(embedded.PREFIX)
     else:
         folder = Path(name_or_path).expanduser()
@@ -52,8 +52,7 @@ def _base_config(folder: Path) -> list[Path]:
 def check_context(longest: int, new_tokens: int, context: int | None, model: str = "the model") -> None:
     """Raises RecipeError when the longest prompt, in tokens, and its completion do not fit in the model's context.
 
-    Beyond the context, learned positions have no entry (on a GPU the error does not say so), and other positions were not
-    trained.
+    Learned positions have no entry beyond the context (on a GPU the error does not say so); other positions were not trained.
     """
     if context is not None and longest + new_tokens > context:
         raise RecipeError(
@@ -63,7 +62,7 @@ def check_context(longest: int, new_tokens: int, context: int | None, model: str
 
 
 def problems_of(recipe: AnyRecipe) -> Iterator[tuple[KeyPath, str]]:
-    """Each key whose `max_new_tokens` leaves no room for any prompt, and why."""
+    """Each key whose `max_new_tokens` leaves no room for a prompt, and why."""
     if isinstance(recipe, PpoRecipe):
         key: KeyPath = ("ppo", "sampling", "max_new_tokens")
         new_tokens, models = recipe.ppo.sampling.max_new_tokens, [recipe.model.name_or_path]

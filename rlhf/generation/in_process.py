@@ -3,7 +3,7 @@
 Three things differ from `model.generate`. A prompt is computed once for its n samples. When a sample is finished, the next prompt
 takes its place in the batch. The model's own `generation_config` is ignored (a repetition penalty there would bias PPO's
 ratios). Every sample draws from a random stream of its own, given by (seed, prompt, sample), so the same seed gives the same
-samples whatever the batch size is (up to rounding: bf16 kernels differ a little with the size of a batch).
+samples at every batch size (up to rounding: bf16 kernels differ a little with the size of a batch).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import RecipeError
@@ -21,11 +22,11 @@ from rlhf.generation.engine import Completion, Progress
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 
-STOP_WINDOW = 32  # the last tokens in which a stop string is looked for: longer than any sensible one
+STOP_WINDOW = 32  # a stop string is looked for in so many last tokens: more than any stop string has
 
 
 class InProcessEngine:
-    """Samples with the very module that trains, adapters and all. Implements `engine.Engine`."""
+    """Samples with the same module that trains, with its adapters. Implements `engine.Engine`."""
 
     def __init__(self, policy: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raises RecipeError for a model without `past_key_values`: it would forget its prompt and give no error."""
@@ -47,7 +48,9 @@ class InProcessEngine:
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """As `Engine.generate`. Samples the longest prompts first."""
-        check_context(max(map(len, prompts), default=0), sampling.max_new_tokens, context_length(self.policy))
+        check_context(
+            max(map(len, prompts), default=0), sampling.max_new_tokens, context_length(self.policy.transformer)
+        )
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
         with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
@@ -90,14 +93,19 @@ class InProcessEngine:
         return Completion(ids, text[: min(cuts)] if cuts else text, ended or bool(cuts))
 
 
-def context_length(policy: Policy) -> int | None:
-    """The most tokens that the model has positions for; None where its config does not say."""
-    return getattr(policy.transformer.config.get_text_config(), "max_position_embeddings", None)
+def default_device() -> str:
+    """Where a model runs outside training: on the GPU, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The number of positions that the model has; None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 @contextmanager
 def _evaluating(policy: Policy) -> Iterator[None]:
-    """Evaluation mode, and back. Switching takes milliseconds in a large model, so it is skipped where nothing changes."""
+    """Evaluation mode, and back. To switch takes milliseconds in a large model, so it happens only when needed."""
     training = policy.training
     if training:
         policy.eval()

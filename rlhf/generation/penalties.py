@@ -1,8 +1,8 @@
-"""Repetition penalties inside the sampler: transformers' own processors, row by row.
+"""Repetition penalties: transformers' own processors, applied row by row.
 
-Under `engine`. Differs from `generate`, which runs them on the padded batch: there a row's padding counts as text that was
-said, so a short prompt beside a long one is penalised for tokens it never had. Training does not use them: its sampling
-section has no such keys, because they would bias PPO's ratios.
+Used by `decoding`. transformers' `generate` applies them to the padded batch. There, a row's padding counts as text, so a short
+prompt beside a long one is penalised for tokens that it does not have. Training has no penalties: they would bias PPO's ratios,
+so its sampling section has no such keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlhf.recipe.synthesis import TextSampling
 
 
 class Penalties:
-    """`repetition_penalty` (CTRL, Keskar et al. 2019, section 4.1) and `no_repeat_ngram_size`; false where neither is set."""
+    """`repetition_penalty` (CTRL, Keskar et al. 2019, section 4.1) and `no_repeat_ngram_size`; false if neither is set."""
 
     def __init__(self, sampling: SamplingSection) -> None:
         self._processors: list[LogitsProcessor] = []
@@ -31,7 +31,7 @@ class Penalties:
         return bool(self._processors)
 
     def __call__(self, logits: Tensor, contexts: list[list[int]]) -> Tensor:
-        """logits [B, V], and each row's prompt with what it has said so far -> logits [B, V] in float32."""
+        """logits [B, V], and the ids of each row (prompt and completion so far) -> logits [B, V] in float32."""
         rows = []
         for row, context in zip(logits.float(), contexts, strict=True):
             ids, scores = torch.tensor([context], device=logits.device), row[None].clone()

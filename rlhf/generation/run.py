@@ -1,7 +1,7 @@
-"""`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the dataset layer reads.
+"""`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the next stages read.
 
-With scorers a prompt's samples are a ranking, `{prompt, completions, scores}`; without, each is a demonstration,
-`{prompt, completion}`. A sample with no text cannot be compared or learnt from: it is left out and counted.
+With scorers, the samples of a prompt become a ranking, `{prompt, completions, scores}`. Without scorers, each sample becomes a
+demonstration, `{prompt, completion}`. A sample without text is of no use: it is left out and counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from rlhf.data.parquet_rows import write_rows
@@ -19,9 +18,9 @@ from rlhf.data.rows import Row, Text, text_of
 from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
-from rlhf.generation.in_process import InProcessEngine
-from rlhf.generation.launcher import one_process
+from rlhf.generation.in_process import InProcessEngine, default_device
 from rlhf.generation.scorers import Sample, load_scorers, template_warnings, total_scores
+from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
@@ -32,11 +31,10 @@ from rlhf.tokens.tokenizer import load_tokenizer
 def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     """Sample, score, and write `train/` and `report.json` under `output_dir`; returns the report.
 
-    Raises RecipeError under a launcher with more than one process, and before the model is loaded when a prompt is too long.
+    Raises RecipeError for a prompt that is too long, before the model is loaded.
     """
-    one_process("rlhf generate")
     console = Console(stderr=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     recipe = with_template(recipe)
     model = recipe.model.name_or_path
     tokenizer = load_tokenizer(model)
@@ -80,13 +78,13 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
 def _rows(
     prompts: Sequence[Text], groups: Sequence[Sequence[Completion]], scores: Sequence[float] | None
 ) -> tuple[list[Row], dict[str, int]]:
-    """Rows of one kind, and what was left out by reason."""
+    """(rows of one kind, how many samples and prompts were left out, by reason)."""
     rows: list[Row] = []
     dropped = {"empty samples": 0, "prompts with fewer than two samples to compare": 0}
     left = iter(scores or ())
     for prompt, group in zip(prompts, groups, strict=True):
         scored = [(c, next(left) if scores is not None else None) for c in group]
-        kept = [(_as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
+        kept = [(as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
         dropped["empty samples"] += len(group) - len(kept)
         if scores is None:
             rows += [{"prompt": prompt, "completion": text} for text, _ in kept]
@@ -95,7 +93,3 @@ def _rows(
         else:
             rows.append({"prompt": prompt, "completions": [t for t, _ in kept], "scores": [s for _, s in kept]})
     return rows, {reason: count for reason, count in dropped.items() if count}
-
-
-def _as_completion(prompt: Text, text: str) -> Text:
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -1,4 +1,4 @@
-"""What gives a completion its score: a reward model's run folder, or any Python callable. Both look alike from outside."""
+"""Scorers: a reward model's folder, or any Python callable. Their users see no difference."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 32  # completions in a forward pass of a reward model
-KEYWORDS = ("prompts", "completions", "completion_ids")  # what a function in TRL's form is given
+KEYWORDS = ("prompts", "completions", "completion_ids")  # the arguments of a function in TRL's form
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with its prompt, as text and as the ids it was sampled from."""
+    """One completion with its prompt, as text and as the ids that it was sampled from."""
 
     prompt: str
     prompt_ids: Sequence[int]
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scorer:
-    """`score(samples)` gives one finite float each; higher is better."""
+    """`score(samples)` gives one finite number for each sample; higher is better."""
 
     name: str
     weight: float
@@ -48,7 +48,7 @@ class Scorer:
 def load_scorers(
     sections: Sequence[ScorerSection], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: torch.device | str
 ) -> list[Scorer]:
-    """The scorers of a recipe, by name. Raises RecipeError for one that cannot be loaded or a name used twice."""
+    """The scorers of a recipe. Raises RecipeError for a scorer that cannot be loaded, and for a name that two scorers have."""
     names = [section.label for section in sections]
     if len(set(names)) != len(names):
         raise RecipeError(f"scorers: names must differ, got {', '.join(names)}; set name:")
@@ -64,7 +64,7 @@ def load_scorers(
 
 
 def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[list[float], dict[str, list[float]]]:
-    """The weighted sum of all scorers, one a sample, and each scorer's own scores."""
+    """The weighted sum of all scorers for each sample, and each scorer's own scores."""
     parts = {scorer.name: scorer.score(samples) if samples else [] for scorer in scorers}
     for name, scores in parts.items():
         if len(scores) != len(samples):
@@ -76,9 +76,9 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
 
 
 def template_warnings(sections: Sequence[ScorerSection], template: TemplateSection) -> list[str]:
-    """A sentence for each reward model that was trained with another template than the prompts' one.
+    """A sentence for each reward model that was trained with another template than that of the prompts.
 
-    For `rlhf generate`, evaluation and PPO's rewards. A model from elsewhere names no template, and gets no sentence.
+    Used by `rlhf generate`, evaluation and PPO. A model that rlhf did not train names no template, and gets no sentence.
     """
     warnings = []
     for section in sections:
@@ -100,13 +100,21 @@ def template_warnings(sections: Sequence[ScorerSection], template: TemplateSecti
     return warnings
 
 
+def check_reward_model(name_or_path: str) -> None:
+    """Raises RecipeError for a folder that the reward stage did not write."""
+    if not is_reward_model(name_or_path):
+        raise RecipeError(
+            f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
+        )
+
+
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a model reads every id that this tokenizer writes as the same token; it may know more of them."""
+    """Whether every id of this tokenizer is the same token for the model. The model may have more tokens."""
     return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()
 
 
 def _callable(spec: str) -> Callable[[Sequence[Sample]], list[float]]:
-    """Our form, `f(prompts, completions)`, or TRL's, `f(completions, **columns)`, which is called with keywords."""
+    """A function in our form, `f(prompts, completions)`, or in TRL's, `f(completions, **columns)`, which gets keywords."""
     function = import_callable(spec)
     keywords = _keywords(spec, function)
 
@@ -134,7 +142,7 @@ def _callable(spec: str) -> Callable[[Sequence[Sample]], list[float]]:
 def _keywords(spec: str, function: Callable[..., Any]) -> list[str] | None:
     """The keywords that a function in TRL's form takes; None for a function in our form, which is called by position.
 
-    Raises RecipeError for a parameter without a default that is not among `KEYWORDS`, since nothing else is known here.
+    Raises RecipeError for a parameter that has no default and is not in `KEYWORDS`.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -149,7 +157,7 @@ def _keywords(spec: str, function: Callable[..., Any]) -> list[str] | None:
     if needed:
         raise RecipeError(
             f"callable: {spec} needs {', '.join(needed)}; a reward function is given {', '.join(KEYWORDS)} and no other "
-            "column of the rows. Give it a default value, or find what it needs from the prompt"
+            "column of the rows. Give it a default value, or compute what it needs from the prompt"
         )
     return [name for name in KEYWORDS if name in named or any(p.kind is p.VAR_KEYWORD for p in parameters)]
 
@@ -157,10 +165,7 @@ def _keywords(spec: str, function: Callable[..., Any]) -> list[str] | None:
 def _reward_model(
     name_or_path: str, tokenizer: PreTrainedTokenizerBase, bf16: bool, device: torch.device | str
 ) -> Callable[[Sequence[Sample]], list[float]]:
-    if not is_reward_model(name_or_path):
-        raise RecipeError(
-            f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
-        )
+    check_reward_model(name_or_path)
     section = ModelSection(name_or_path=name_or_path, dtype="bfloat16" if bf16 else "float32")
     model = load_scalar_model(section, bf16=bf16, device=device)
     model.eval().requires_grad_(False)
@@ -172,7 +177,7 @@ def _reward_model(
         completion = sample.completion
         if same and tokenizer.decode(completion.ids, skip_special_tokens=True) == completion.text:
             return Segment(sample.prompt_ids, [completion.ids])
-        # another tokenizer, or cut at a stop string: the text, and EOS where it ended or nothing is left of it
+        # another tokenizer, or a text cut at a stop string: take the text; add EOS if it ended or is empty
         prompt = sample.prompt_ids if same else renderer.prompt_ids(sample.prompt)
         text = own(completion.text, add_special_tokens=False).input_ids
         return Segment(prompt, [[*text, own.eos_token_id] if completion.ended or not text else text])

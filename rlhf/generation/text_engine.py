@@ -1,8 +1,8 @@
-"""The protocol between the steps that make data and the engines that answer them: texts or messages in, texts out.
+"""The protocol between the steps that make data and the engines that they ask: texts or messages in, texts out.
 
-Beside `engine`, which is about token ids and serves training. An answer comes as soon as it is there, in any order, so that each
-can be made durable at once; what it says depends on the request's key, the seed and the sampling alone, not on which requests ran beside it
-(as far as the engine can hold that: a server's batching may change a rounding).
+The protocol in `engine` is about token ids, and serves training. Here an answer is given out as soon as it is finished, in any
+order, so that it can be written to disk at once. Its text depends only on the request's key, the seed and the sampling, and not on
+the other requests. (A server may round differently when its batch differs.)
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from rlhf.recipe.synthesis import TextSampling
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer. `key` names it among all of a run: it decides the sample's random stream and its place in the journal.
+    """A prompt to answer. `key` is its name in the run: the sample's random stream and its place in the journal depend on it.
 
-    Text goes to the model as it is (or, by an engine with `chat`, as one user message); messages go through the model's chat template.
+    A text goes to the model as it is, or as one user message if the engine has `chat`. Messages go through the chat template.
     """
 
     key: str
@@ -28,9 +28,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """`sampling.n` texts, whether each ended by itself, and the tokens paid for; or why there is none (`error`), after all retries.
+    """`sampling.n` texts, whether each ended by itself, and the tokens paid for. `error`: after all retries, why there are none.
 
-    `gave_up`: the engine said nothing at all to it, however often it was asked, and may be gone; else an error is about this request.
+    `gave_up`: the engine never answered, and may be gone. Without it, an error is about this request alone.
     """
 
     texts: list[str]
@@ -43,23 +43,30 @@ class Answer:
 
 
 class OneLine(list[str]):
-    """Choices of which one is the whole answer: an engine that can see to the last line lets nothing come before it."""
+    """Choices of which one must be the whole answer: an engine that can enforce the last line lets nothing stand before it."""
 
 
 class TextEngine(Protocol):
-    """What a step needs of an engine."""
+    """What a step needs from an engine."""
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        """Each request with its answer, as they come. `choices`: the last line must be one of these (and as `OneLine` the only one),
-        where the engine can see to that: by guided decoding, or by the choices' likelihoods; elsewhere the caller's parser finds out.
+        """Each request with its answer, as soon as it is finished.
 
-        Reads no more requests ahead than it works on at once. Raises SetupError when the engine cannot work at all (no such
-        model, refused key); what goes wrong with one request is its answer's `error`.
+        `choices`: the last line must be one of these, and the only line if they are `OneLine`. Engines enforce it by guided
+        decoding or by the choices' likelihoods. An engine that can do neither ignores it, and the caller's parser finds out.
+
+        Reads only as many requests as it works on at once. Raises SetupError if the engine cannot work at all (no such model,
+        refused key). If one request fails, its answer has an `error`.
         """
         ...
 
     def close(self) -> None:
-        """Let go of memory, connections and servers."""
+        """Free memory, connections and servers."""
         ...
+
+
+def as_completion(prompt: Text, text: str) -> Text:
+    """An answer in the form of its prompt: text, or one assistant message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

@@ -62,14 +62,9 @@ def describe(error: Exception) -> str:
 def why_missing(spec: str) -> str | None:
     """Why `spec` cannot be imported and called, or None where nothing speaks against it."""
     target, _, function = spec.partition(":")
-    if target.endswith(".py"):
-        if not Path(target).expanduser().is_file():
-            return f"no such file: {target}"
-        file: str | None = str(Path(target).expanduser())
-    else:
-        file, reason = _source_of(target)
-        if reason is not None:
-            return reason
+    file, reason = _find(target)
+    if reason is not None:
+        return reason
     try:
         names = _top_level_names(file)
     except SyntaxError as error:
@@ -80,6 +75,11 @@ def why_missing(spec: str) -> str | None:
         return f"{spec} is not a function"
     near = difflib.get_close_matches(function, [name for name, called in names.items() if called], n=1)
     return f"{target} has no {function!r}" + (f"; did you mean '{target}:{near[0]}'?" if near else "")
+
+
+def source_of(spec: str) -> Path | None:
+    """The file that holds the module of `spec`, found without running it; None for a module that is not a file."""
+    return _find(spec.partition(":")[0])[0]
 
 
 def _import_file(target: str) -> ModuleType:
@@ -103,32 +103,34 @@ def _import_file(target: str) -> ModuleType:
     return module
 
 
-def _source_of(module: str) -> tuple[str | None, str | None]:
-    """(the file of a module, why there is none); neither where only an import could tell."""
-    search: list[str] | None = [os.getcwd(), *sys.path]
+def _find(target: str) -> tuple[Path | None, str | None]:
+    """(the file of a module, why it cannot be imported); neither for a module that is built in or only a folder."""
+    if target.endswith(".py"):
+        file = Path(target).expanduser()
+        return (file, None) if file.is_file() else (None, f"no such file: {target}")
+    if target in sys.builtin_module_names:
+        return None, None
+    search: list[str] = [os.getcwd(), *sys.path]
     found: importlib.machinery.ModuleSpec | None = None
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        try:
-            found = importlib.machinery.PathFinder.find_spec(name, search) if search is not None else None
-        except KeyError:  # a folder without __init__.py inside another one: only importing the outer one would tell
-            return None, None
-        if found is None and not (depth == 1 and name in sys.builtin_module_names):
+    parts = target.split(".")
+    for depth, part in enumerate(parts, 1):
+        found = importlib.machinery.PathFinder.find_spec(part, search) if search else None
+        if found is None:
+            name = ".".join(parts[:depth])
             return None, f"no module named {name!r} (looked in this folder and in the installed packages)"
-        search = list(found.submodule_search_locations or []) if found and found.submodule_search_locations else None
-    return (found.origin if found is not None else None), None
+        search = list(found.submodule_search_locations or [])
+    return (Path(found.origin) if found is not None and found.origin else None), None
 
 
-def _top_level_names(file: str | None) -> dict[str, bool] | None:
+def _top_level_names(file: Path | None) -> dict[str, bool] | None:
     """The names that a Python file defines, and whether each can be called; None where the text cannot tell.
 
     Raises SyntaxError for a file that is not Python.
     """
-    if file is None or not file.endswith(".py"):
+    if file is None or file.suffix != ".py":
         return None
     try:
-        tree = ast.parse(Path(file).read_bytes())
+        tree = ast.parse(file.read_bytes())
     except (OSError, ValueError):
         return None
     names: dict[str, bool] = {}

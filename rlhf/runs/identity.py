@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rlhf.recipe.callables import source_of
 from rlhf.runs import cache
 from rlhf.runs.manifest import NAME as MANIFEST
 from rlhf.runs.manifest import sha256
@@ -71,20 +71,6 @@ def of_callable(spec: str) -> str:
     """
     source = source_of(spec)
     return of_file(source) if source is not None else spec
-
-
-def source_of(spec: str) -> Path | None:
-    """The file that holds a callable's module, or None where it is not found as a file."""
-    module = spec.rpartition(":")[0]
-    if module.endswith(".py"):
-        file = Path(module).expanduser()
-        return file if file.is_file() else None
-    parts = module.split(".")
-    for root in map(Path, (".", *sys.path)):
-        for file in (root.joinpath(*parts).with_suffix(".py"), root.joinpath(*parts, "__init__.py")):
-            if file.is_file():
-                return file
-    return None
 
 
 def digest(content: object) -> str:

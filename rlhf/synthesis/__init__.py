@@ -1,8 +1,8 @@
 """Preference data made by models: answers, pools, rewritten answers, scores, judgements, rephrasings, pairs.
 
-Above `generation`, whose engines it asks, and beside `train`. A data recipe's steps come through `build`; the functions do the same to rows
-in memory. Every answer goes to a journal before anything is made of it. What is here is imported when it is used: `rlhf check` looks at
-`checks`, and loads no pyarrow for that.
+The package asks the engines of `generation`, and stands beside `train`. `build` carries out the steps of a data recipe; the
+functions do the same with rows in memory. Every answer is written to a journal before it is used. The names below are imported
+only when they are used, because `rlhf check` imports `checks` and must not load pyarrow.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     completions   {prompt}, {prompt, completion},          -> {prompt, completions, models}, to be scored: the row's own first
                   {prompt, completions} without scores
 
-An answer that is empty, the same as one before it (or as chosen), or failed, is left out and counted; a row that has none left is
-dropped for the first of those reasons. A pool draws its members by weight and without one twice while others are left (Efraimidis and
-Spirakis 2006: the smallest -log(u) / w first), from a hash of the seed and the row.
+An answer is left out and counted if it failed, is empty, or equals an earlier answer or the chosen completion. A row with no
+answer left is dropped, for the first of its reasons. A pool draws its members by weight; none is drawn twice while others are
+left (Efraimidis and Spirakis 2006: the smallest -log(u) / w first). The draws come from a hash of the seed and the row.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.data.formats.templates import fill
 from rlhf.data.rows import Located, Row, Text, kind_of, text_of
+from rlhf.generation.text_engine import as_completion
 from rlhf.recipe.synthesis import AskSection, GenerateStep, PoolStep
 from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
-from rlhf.synthesis.prompts import filled, template
+from rlhf.synthesis.prompts import template, with_system
 
 SOURCE = "source"  # the model of a completion that came with the row
 EMPTY, FAILED, CUT_OFF, AS_CHOSEN, AS_OTHER = (
@@ -35,7 +37,7 @@ EMPTY, FAILED, CUT_OFF, AS_CHOSEN, AS_OTHER = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """One usable answer, and which member gave it."""
+    """One usable answer, and the member that gave it."""
 
     text: str
     label: str
@@ -53,27 +55,21 @@ class Member:
             self._template = template(section.prompt, step, section.language)
 
     def request(self, prompt: Text) -> Text:
-        """What it is asked for a row's prompt: the prompt itself, or as the template and the system message have it."""
+        """What the member is asked for a row's prompt: the prompt, put into the template and under the system message."""
         if self._template is not None:
-            prompt = filled(self._template, {"prompt": text_of(prompt)})
-        if self._system is None:
-            return prompt
-        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        system = self._system
-        if turns and turns[0]["role"] == "system":  # chat templates take one: the step's words, then the row's
-            system, turns = f"{system}\n\n{turns[0]['content']}", turns[1:]
-        return [{"role": "system", "content": system}, *turns]
+            prompt = fill(self._template, {"prompt": text_of(prompt)})
+        return with_system(self._system, prompt)
 
 
 class Answering:
-    """Both steps: they differ in who answers a row, and in what the answers become."""
+    """Both steps. They differ in who answers a row, and in what is made of the answers."""
 
     rounds = 1
 
     def __init__(
         self, step: GenerateStep | PoolStep, members: list[Member], into: str, drawn: Callable[[str], list[int]]
     ) -> None:
-        """`drawn` says which members answer the row of a name, in order."""
+        """`drawn` gives the members that answer a row, in order, from the row's name."""
         self.lanes: Sequence[Lane] = [member.lane for member in members]
         self._members, self._into, self._members_of = members, into, drawn
         self._strip, self._cut_off = step.strip, step.cut_off
@@ -153,14 +149,14 @@ def generating(step: GenerateStep) -> Answering:
 
 
 def pooling(step: PoolStep, seed: int) -> Answering:
-    """`pool`: several members, some of them for each prompt."""
+    """`pool`: several members; each prompt is answered by some of them."""
     members = [Member(m, label, "pool") for m, label in zip(step.members, step.labels, strict=True)]
     weights = [member.weight for member in step.members]
     return Answering(step, members, "completions", lambda name: draw(weights, step.per_prompt, seed, name))
 
 
 def draw(weights: list[float], count: int, seed: int, name: object) -> list[int]:
-    """`count` indices by weight without replacement; when all are drawn, again from all."""
+    """`count` indices, drawn by weight without replacement. When all are drawn, the draw starts again with all."""
     out: list[int] = []
     turn = 0
     while len(out) < count:
@@ -170,11 +166,6 @@ def draw(weights: list[float], count: int, seed: int, name: object) -> list[int]
     return out
 
 
-def as_completion(prompt: Text, text: str) -> Text:
-    """An answer in the form that the prompt has: text, or one assistant message."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
 def content(completion: Text) -> str:
-    """A completion's words alone."""
+    """A completion's words, without roles."""
     return completion if isinstance(completion, str) else "\n".join(message["content"] for message in completion)

@@ -1,11 +1,12 @@
-"""How every step asks: which requests a row makes, each answered once and for all, then rows made of the answers in the rows' order.
+"""How every step asks its models.
 
     for each round, for each engine:   rows -> requests that have no answer yet -> the engine -> the journal
-    then:                              rows + the journal -> new rows
+    then:                              rows + the journal -> new rows, in the order of the old ones
 
-The rows are read again for each pass (they lie on disk) and no more of them is held than the engine works on at once, so memory does not
-grow with their number. Since nothing is made of an answer before the journal has it, a run may be killed anywhere and go on. A
-step (`Task`) says only what to ask and what to make of it: its chance comes from hashes, so the same seed gives the same rows.
+The rows lie on disk and are read again for each pass. Only the rows that the engine works on are in memory, so memory does not
+grow with their number. An answer is used only after the journal holds it, so a run may be killed at any time and can go on. A
+step (`Task`) says only what to ask, and what to make of the answers. Its random choices come from hashes, so the same seed gives
+the same rows.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from rlhf.recipe.synthesis import TextSampling
 from rlhf.synthesis.journal import Journal
 from rlhf.synthesis.naming import Names
 
-FAILURES = 25  # requests given up in a row: the engine is gone, and asking on would only drop rows
-REASONS = 20  # failures that are told apart; what a server says may differ from one to the next
+FAILURES = 25  # requests given up in a row: the engine is gone, and to ask on would only drop rows
+REASONS = 20  # different failures that are reported; a server may say something else each time
 
-Given = Callable[[str], Answer | None]  # the answer to one of a row's own requests, by its slot
+Given = Callable[[str], Answer | None]  # a slot -> the answer to the row's request in it
 
 
 @dataclass(frozen=True)
 class Lane:
-    """Requests that one engine answers with one sampling. `choices`: what the last line must be, for engines that can see to it."""
+    """Requests to one engine with one sampling. `choices`: the last line must be one of these, if the engine can enforce it."""
 
     engine: str
     sampling: TextSampling
@@ -41,7 +42,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Ask:
-    """One request of a row; `slot` names it among the row's."""
+    """One request of a row. `slot` is its name among the row's requests."""
 
     slot: str
     prompt: Text
@@ -50,37 +51,37 @@ class Ask:
 
 @dataclass(frozen=True)
 class Made:
-    """What becomes of a row: rows, or none for a `reason`."""
+    """What a step makes of a row: new rows, or none and the `reason`."""
 
     rows: Sequence[Row] = ()
     reason: str = ""
 
 
 class Task(Protocol):
-    """A step over rows, each known by its `name` (see `naming`): its chance hangs on that, not on the row's place.
+    """A step over rows. Its random choices depend on a row's `name` (see `naming`), not on the row's position.
 
-    `asks` is called in `rounds` rounds; in a later one `given` knows the answers of the earlier ones.
+    `asks` is called in each of `rounds` rounds. In a later round, `given` has the answers of the earlier rounds.
     """
 
     lanes: Sequence[Lane]
     rounds: int
 
     def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
-        """The requests that this row makes in this round. Raises ValueError for a row that the step does not fit."""
+        """The requests of this row in this round. Raises ValueError for a row that the step cannot take."""
         ...
 
     def made(self, row: Located, name: str, given: Given) -> Made:
-        """What becomes of the row; called once a row, in order."""
+        """What the step makes of the row. Called once for each row, in order."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What the step's report says beside the balance, after the last row."""
+        """What the step's report says beside the row counts. Called after the last row."""
         ...
 
 
 @dataclass
 class Cost:
-    """What one engine was asked, this time and in the runs before that this one goes on from. `failures`: how many, by reason."""
+    """What one engine was asked, in this run and in the earlier runs whose answers it uses. `failures`: how many, by reason."""
 
     requests: int = 0
     from_journal: int = 0
@@ -104,7 +105,7 @@ class Cost:
 
 @dataclass
 class Run:
-    """One step over some rows. `rows` gives them in order, as often as asked; `engine` opens an engine by its name."""
+    """One step over some rows. `rows` reads them in order, as often as it is called; `engine` opens an engine by its name."""
 
     task: Task
     rows: Callable[[], Iterator[Located]]
@@ -117,11 +118,13 @@ class Run:
     _failures: int = 0
 
     def ask(self) -> None:
-        """Every request of every row answered and in the journal. Raises what the engines raise, RlhfError when one goes away."""
+        """Get an answer to every request into the journal. Raises what the engines raise, and RlhfError if one stops answering."""
         if self.journal is None:
             return
         engines = [lane.engine for lane in self.task.lanes]
-        by_engine = sorted(range(len(engines)), key=lambda i: engines.index(engines[i]))  # each is loaded once a round
+        by_engine = sorted(
+            range(len(engines)), key=lambda i: engines.index(engines[i])
+        )  # each is loaded once in a round
         for round in range(self.task.rounds):
             for number in by_engine:
                 lane = self.task.lanes[number]
@@ -133,12 +136,12 @@ class Run:
                         waiting += 1
                     else:
                         cost.add(known, known=True)
-                if waiting:  # an engine with nothing to do is not even opened
+                if waiting:  # an engine is opened only if it has something to do
                     self._ask(self.journal, round, number, waiting, cost)
         self.journal.sync()
 
     def made(self, account: Account) -> Iterator[Located]:
-        """The rows that the step makes, in the order of those it had."""
+        """The rows that the step makes, in the order of the rows that it got."""
         for position, row in enumerate(self.rows()):
             try:
                 made = self.task.made(row, self._name(position), self._given(position))
@@ -192,18 +195,18 @@ class Run:
             raise RlhfError(f"engine {lane.engine}: left {len(out)} requests unanswered, such as {next(iter(out))}")
 
     def _watch(self, lane: Lane, answer: Answer) -> None:
-        """An engine that is gone ends the run; a request that it refuses (too long, say) is that row's affair, however many there are."""
+        """End the run if the engine is gone. A request that it refuses (too long, say) fails only its own row, however many there are."""
         self._failures = self._failures + 1 if answer.gave_up else 0
         if self._failures >= FAILURES:
             raise RlhfError(
                 f"engine {lane.engine}: {FAILURES} requests in a row failed, the last with: {answer.error}; the answers so far are "
-                "kept: run the same command again to go on from them"
+                "kept: run the same command again to continue"
             )
 
 
 @dataclass
 class Account:
-    """rows_in + expanded = rows_out + dropped, by reason."""
+    """Row counts of a step: rows_in + expanded = rows_out + dropped (by reason)."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -229,12 +232,12 @@ class Account:
 
 
 def key_of(name: str, ask: Ask) -> str:
-    """What a request goes by: its row's name, its slot there, and a digest of what it asks."""
+    """A request's key: its row's name, its slot in the row, and a digest of what it asks."""
     return f"{name}/{ask.slot}/{_digest(ask.prompt)}"
 
 
 def chance(*parts: object) -> float:
-    """A number in [0, 1), as good as drawn, that depends on the parts alone."""
+    """A number in [0, 1) that looks random and depends only on the parts."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         text = str(part).encode("utf-8", "surrogatepass")
@@ -248,7 +251,7 @@ def _digest(prompt: Text) -> str:
 
 
 def _checked(answer: Answer, lane: Lane) -> Answer:
-    """The answer, unless the engine broke its word about the number of texts: that is an error of this request, not a row."""
+    """The answer; an error instead if the engine gave another number of texts than it was asked for."""
     n = lane.sampling.n
     if answer.error is None and (len(answer.texts) != n or len(answer.ended) != n):
         return replace(answer, texts=[], ended=[], error=f"the engine gave {len(answer.texts)} texts for n = {n}")

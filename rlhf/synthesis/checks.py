@@ -1,8 +1,8 @@
-"""What can be told of a recipe's model steps before a model is asked: prompts that cannot be used, settings that an engine has not,
-steps that cannot take the rows which those before them make.
+"""The mistakes in a recipe's model steps that show before a model is asked.
 
-For `rlhf check`, and for `steps` before the first request: a mistake in the last step must not come out when the others are paid for.
-Imports nothing heavy.
+They are: prompts that cannot be used, settings that an engine does not have, and steps that cannot take the rows which the
+earlier steps make. `rlhf check` looks for them, and so does `steps` before the first request: a mistake in the last step must not
+be found after the other steps are paid for. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from rlhf.synthesis.prompts import template
 Key = tuple[str | int, ...]
 
 
-def problems(recipe: DataRecipe) -> Iterator[tuple[Key, str]]:
-    """Each fault's key in the recipe, and what it is."""
-    kind, scored = None, False  # of the rows that come to a step, as far as the steps before it tell
+def problems_of(recipe: DataRecipe) -> Iterator[tuple[Key, str]]:
+    """Each problem's key in the recipe, and what it is."""
+    kind, scored = None, False  # of the rows that come to a step, as far as the earlier steps determine it
     for number, step in enumerate(recipe.steps):
         takes, makes = _kinds(step)
         if kind is not None and takes and kind not in takes:
@@ -46,7 +46,7 @@ def problems(recipe: DataRecipe) -> Iterator[tuple[Key, str]]:
 
 
 def _kinds(step: DataStep) -> tuple[tuple[str, ...], str | None]:
-    """The kinds of rows that a step takes (any, where none are named), and the one that it makes (as they come, where none is)."""
+    """(the kinds of rows that a step takes, the kind that it makes). None named: it takes any kind; None: it keeps the kind."""
     if step.generate:
         into = {
             "completion": (("prompt",), "demonstration"),

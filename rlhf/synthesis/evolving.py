@@ -1,9 +1,10 @@
-"""The step `evolve` (EvolQuality): completions rewritten by a model, each time by one of five methods drawn by a seed.
+"""The step `evolve` (EvolQuality): a model rewrites completions, each time by one of five methods.
 
-Between `pool` and `score`. The methods are those of Deita's EvolQuality (Liu et al. 2023, https://arxiv.org/abs/2312.15685), after
-WizardLM's (Xu et al. 2023): helpfulness, relevance, deepening, creativity, details. Evolution i rewrites what evolution i - 1 made, so
-the evolutions are rounds. Where one fails (nothing, or the same text again) its chain ends and what was there stays, which is counted.
-Scores that the rows had do not hold for the new completions and are left out; the report says of how many rows.
+It stands between `pool` and `score`. The methods are those of Deita's EvolQuality (Liu et al. 2023,
+https://arxiv.org/abs/2312.15685), after WizardLM (Xu et al. 2023): helpfulness, relevance, deepening, creativity, details. A
+hash of the seed and the row chooses one. Evolution i rewrites the text that evolution i - 1 made, so each evolution is a round.
+If an evolution fails (no text, or the same text again), this completion is not rewritten further, and the report counts it. The
+rows' old scores do not hold for the new completions, so they are left out; the report says for how many rows.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlhf.data.rows import Located, Row, Text, kind_of, text_of
-from rlhf.generation.text_engine import Answer
+from rlhf.generation.text_engine import Answer, as_completion
 from rlhf.recipe.synthesis import EvolveStep
-from rlhf.synthesis.answering import SOURCE, as_completion, content
+from rlhf.synthesis.answering import SOURCE, content
 from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
-from rlhf.synthesis.prompts import built_in, fenced, filled, nonce, template, without_fence
+from rlhf.synthesis.prompts import built_in, fill_fenced, template, with_system, without_fence
 
 FAILED, EMPTY, UNCHANGED, FENCED = "the engine failed", "empty", "unchanged", "repeats the fence of its prompt"
 
 
 class Evolving:
-    """Rows with completions to rows with more, or better, completions."""
+    """Makes rows with more, or better, completions."""
 
     def __init__(self, step: EvolveStep, seed: int) -> None:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling)]
@@ -46,10 +47,8 @@ class Evolving:
         models = list(data.get("models", [SOURCE] * len(own)))
         texts, labels = list(own), list(models)
         for index, text in enumerate(own):
-            chain = [t for t in self._chain(data, name, index, text, self.rounds, given, count=True) if t is not None][
-                1:
-            ]
-            new = [as_completion(data["prompt"], t) for t in chain]
+            _, *chain = self._chain(data, name, index, text, self.rounds, given, count=True)
+            new = [as_completion(data["prompt"], t) for t in chain if t is not None]
             if self._step.keep == "all":
                 texts += new
                 labels += [self._step.engine] * len(new)
@@ -72,7 +71,7 @@ class Evolving:
     def _chain(
         self, row: Row, name: str, index: int, text: Text, rounds: int, given: Given, *, count: bool = False
     ) -> Iterator[str | None]:
-        """The completion, and what each evolution before `rounds` made of it; None last where the chain has ended."""
+        """The completion and its rewritings in the first `rounds` rounds. A last None says that an evolution failed."""
         now = content(text)
         yield now
         for round in range(rounds):
@@ -87,7 +86,7 @@ class Evolving:
             yield now
 
     def _rewritten(self, answer: Answer | None, before: str, number: str) -> tuple[str, str]:
-        """(the new text, why it does not count)."""
+        """(the new text, the reason why it does not count)."""
         if answer is None or answer.error is not None:
             return "", FAILED
         text = without_fence(answer.texts[0], number)
@@ -98,18 +97,11 @@ class Evolving:
         return text, UNCHANGED if text == before.strip() else ""
 
     def _request(self, row: Row, name: str, index: int, text: str, round: int) -> tuple[Text, str]:
-        prompt = text_of(row["prompt"])
-        number = nonce([prompt, text])
+        """(what the model is asked, the digits of its fences)."""
+        fences = {"prompt": ("prompt", text_of(row["prompt"])), "completion": ("answer", text)}
         method = self._methods[self._method(name, index, round)]
-        values = {
-            "prompt": fenced("prompt", number, prompt),
-            "completion": fenced("answer", number, text),
-            "method": method,
-        }
-        request = filled(self._template, values)
-        if self._step.system is None:
-            return request, number
-        return [{"role": "system", "content": self._step.system}, {"role": "user", "content": request}], number
+        request, number = fill_fenced(self._template, fences, method=method)
+        return with_system(self._step.system, request), number
 
     def _method(self, name: str, index: int, round: int) -> str:
         return self._step.methods[int(chance(self._seed, "evolve", name, index, round) * len(self._step.methods))]

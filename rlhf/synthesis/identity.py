@@ -1,7 +1,7 @@
-"""What a step's answers depend on beside the rows: the journal's header.
+"""The journal's header: what a step's answers depend on, apart from the rows.
 
-Two runs whose headers are equal would get the same answers to the same requests, so one may use the other's. What only says how
-quickly, how often or by which key an engine is asked does not belong to it.
+If the headers of two runs are equal, the same requests would get the same answers, so one run may use the other's. Settings that
+only say how fast, how often or with which key an engine is asked are not part of it, nor what is made of the answers.
 """
 
 from __future__ import annotations
@@ -14,32 +14,17 @@ from rlhf.recipe.steps import ModelStep
 from rlhf.recipe.synthesis import EngineSection, PoolStep
 from rlhf.runs.identity import of_callable, of_file, of_model
 
-NO_MATTER = {
-    "concurrency",
-    "requests_per_minute",
-    "timeout",
-    "max_retries",
-    "api_key_env",
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "enforce_eager",
-    "port",
-    "price",
-    "batch_size",
-}
-IN_ROWS = {
-    "keep_original",
-    "strip",
-    "cut_off",
-    "keep",
-    "into",
-    "retries",
-    "name",
-}  # what is made of the answers, not what is asked
+NOT_IN_HEADER = {
+    # how an engine is asked
+    "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "tensor_parallel_size",
+    "gpu_memory_utilization", "enforce_eager", "port", "price", "batch_size",
+    # what is made of its answers
+    "keep_original", "strip", "cut_off", "keep", "into", "retries", "name",
+}  # fmt: skip
 
 
 def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], seed: int) -> dict[str, Any]:
-    """The step, what it asks with and whom, and the seed; a prompt's file, a model's folder and a callable's module with their content."""
+    """The step with its settings, its engines, and the seed. Prompt files, model folders and callables count by their content."""
     one: str | None = getattr(step, "engine", None)
     asked = {m.engine for m in step.members} if isinstance(step, PoolStep) else {one} if one else set()
     return {
@@ -52,7 +37,7 @@ def header_of(name: str, step: ModelStep, engines: Mapping[str, EngineSection], 
 
 def _plain(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v, k) for k, v in value.items() if k not in NO_MATTER | IN_ROWS}
+        return {k: _plain(v, k) for k, v in value.items() if k not in NOT_IN_HEADER}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, str) and key in ("prompt", "model", "name_or_path", "adapter"):
@@ -63,7 +48,7 @@ def _plain(value: Any, key: str = "") -> Any:
 
 
 def _with_content(value: str) -> Any:
-    """A path together with a mark of what lies there now; any other text as it is."""
+    """A path together with a hash of its content now; any other text as it is."""
     try:
         path = Path(value)
         if path.is_file():

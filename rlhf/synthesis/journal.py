@@ -1,18 +1,19 @@
-"""The journal: every answer on disk before anything is made of it, so that a run that was killed pays for nothing twice.
+"""The journal: every answer is on disk before it is used, so a run that was killed does not pay for an answer twice.
 
-    output_dir/journal/step-2.jsonl    line 1 a header, then one JSON line an answer, in the order in which they came
+    output_dir/journal/step-2.jsonl    line 1 is a header; then comes one JSON line for each answer, in order of arrival
 
-Written by `asking` as answers come, read by the steps when they make rows of them. A line is appended in one write, and synced to
-the disk at the latest a second or 32 answers later; `kill -9` loses what had not been written, a power cut at most that second. A
-torn last line is cut off on opening; a damaged one in between is passed over, counted, and asked again. Each line ends with a sum over
-itself and the header's digest: a byte that changed is not taken for what the model said, and a lost header loses no answers.
+`asking` writes it as answers arrive; the steps read it when they make rows. A line is appended in one write, and synced to the
+disk after at most one second or 32 answers. `kill -9` loses only what was not yet written; a power cut loses at most that second.
+When the file is opened, a last line that is not whole is cut off. A damaged line is counted and its request is asked again. Each
+line ends with a checksum over the line and the header's digest. So a changed byte is found, and if the header is lost, no answer
+is lost with it.
 
-An answer is found by its key `name/slot/digest`: its row's name (see `naming`), which of the row's requests it was, and a digest of what was
-asked. So a row that changed is asked anew, and one that did not is not, wherever it stands now. The header holds what all answers
-depend on (step, engine, seed): where that changed the old file is kept aside under its digest, and taken up again when it changes back, or
-when the step has another number in the recipe.
+An answer is found by its key `name/slot/digest`: its row's name (see `naming`), which of the row's requests it was, and a digest
+of the question. So a row that changed is asked again, and an unchanged row is not, wherever it stands now. The header holds what
+all answers depend on (step, engine, seed). If that changes, the old file is kept aside under its digest. It is used again when the
+change is undone, or when the step gets another number in the recipe.
 
-Memory: eight bytes a possible answer. The texts stay on disk.
+Memory: eight bytes for each possible answer. The texts stay on disk.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rlhf.errors import RlhfError
@@ -45,11 +45,11 @@ def digest_of(value: Any) -> str:
 
 
 class Journal:
-    """One step's answers. Use as a context manager; one process at a time.
+    """One step's answers. A context manager; one process at a time may open it.
 
-    `header`: what the answers depend on. `say`: told, in a user's words, when an old journal is kept aside or a damaged line is found.
+    `header`: what the answers depend on. `say`: called with a message when an old journal is kept aside or a line is damaged.
+    `position_of`: the position of the row with a name; None if there is no such row now (its answers stay on disk).
     `kin`: a pattern of files in the folder that may hold this step's answers under another number.
-    `place`: the position of the row that a key's name stands for, None where there is no such row now (its answers stay on disk).
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Journal:
         header: dict[str, Any],
         say: Callable[[str], None] = lambda _: None,
         *,
-        place: Callable[[str], int | None] = int,
+        position_of: Callable[[str], int | None] = int,
         kin: str | None = None,
     ) -> None:
-        self.path, self._say, self._place, self._kin = path, say, place, kin
+        self.path, self._say, self._position_of, self._kin = path, say, position_of, kin
         self._header = {"journal": VERSION, "digest": digest_of(header), **header}
         self._digest = str(self._header["digest"])
-        self.kept = self.damaged = 0  # answers to these rows found on opening, and lines that could not be read
-        self._offsets: dict[str, array[int]] = {}  # by slot, by position; 0 where there is none
+        self.kept = self.damaged = 0  # answers found when it was opened, and lines that could not be read
+        self._offsets: dict[str, array[int]] = {}  # by slot, by position; 0 if there is no answer
         self._lock = self._file = -1
         self._end = self._unsynced = 0
         self._synced_at = 0.0
@@ -85,13 +85,11 @@ class Journal:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Sync, and let another process have the file."""
+        """Sync, and let another process open the file."""
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 if descriptor == self._file:
@@ -100,7 +98,7 @@ class Journal:
         self._file = self._lock = -1
 
     def add(self, key: str, answer: Answer) -> None:
-        """Append an answer. Raises RlhfError, and keeps all earlier ones, when the disk is full."""
+        """Append an answer. Raises RlhfError when the disk is full; all earlier answers stay."""
         line = _line(key, answer, self._digest)
         try:
             written = os.pwrite(self._file, line, self._end)
@@ -118,13 +116,13 @@ class Journal:
             raise self._failed(error) from error
 
     def sync(self) -> None:
-        """All answers so far to the disk."""
+        """Write all answers so far to the disk."""
         if self._unsynced:
             os.fsync(self._file)
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def get(self, position: int, slot: str, key: str | None = None) -> Answer | None:
-        """The newest answer in a row's slot; with `key`, only one to that very request."""
+        """The newest answer in a row's slot. With `key`, only an answer to exactly that request."""
         offsets = self._offsets.get(slot)
         if offsets is None or position >= len(offsets) or not offsets[position]:
             return None
@@ -133,7 +131,9 @@ class Journal:
 
     def _read(self, offset: int) -> bytes:
         parts: list[bytes] = []
-        while True:  # pread: the requests are made, and old answers read for that, in whichever thread the engine likes
+        while (
+            True
+        ):  # pread has no shared position: the engine may ask for requests, which reads old answers, in any thread
             part = os.pread(self._file, READ, offset)
             end = part.find(b"\n")
             if end >= 0 or not part:
@@ -142,9 +142,9 @@ class Journal:
             offset += len(part)
 
     def _index(self, key: str, offset: int) -> bool:
-        """Remember where the answer is; False where its row is not among the rows now."""
+        """Remember where the answer is; False if its row is not among the rows now."""
         name, slot, _ = key.split("/", 2)
-        position = self._place(name)
+        position = self._position_of(name)
         if position is None:
             return False
         offsets = self._offsets.setdefault(slot, array("q"))
@@ -161,7 +161,7 @@ class Journal:
             raise RlhfError(f"{self.path}: another run is writing this journal; wait for it, or stop it") from None
 
     def _choose_file(self) -> None:
-        """Put the file of this header in place: an other's is kept aside, our own from aside comes back."""
+        """Put the file of this header at `path`: keep another header's file aside, and take our own back."""
         there = _digest_in(self.path)
         if there == self._digest:
             return
@@ -180,7 +180,7 @@ class Journal:
                 return
 
     def _rescue(self) -> None:
-        """A new file with the answers that are ours in one whose header cannot be read, which is kept aside."""
+        """Copy our answers out of a file whose header cannot be read, and keep that file aside."""
         aside, new, whole = _aside(self.path, "unreadable"), self.path.with_suffix(".rescued"), 0
         with new.open("wb") as file:
             file.write(self._first_line())
@@ -192,12 +192,10 @@ class Journal:
             os.fsync(file.fileno())
         self.path.rename(aside)
         new.rename(self.path)
-        self._say(
-            f"{self.path}: its first line cannot be read; kept as {aside.name}, {whole} answers of it are taken up"
-        )
+        self._say(f"{self.path}: its first line cannot be read; kept as {aside.name}; {whole} of its answers are used")
 
     def _load(self) -> None:
-        """Index the answers that are there, and cut off a torn last line. Failed ones are not taken: they are asked again."""
+        """Index the answers, and cut off a last line that is not whole. Failed requests are asked again."""
         for offset, line in _lines(self.path):
             if not line.endswith(b"\n"):
                 break
@@ -218,17 +216,17 @@ class Journal:
             self._unsynced = 1
         self.sync()
         if self.damaged:
-            self._say(f"{self.path}: {self.damaged} damaged lines are passed over, and asked again")
+            self._say(f"{self.path}: {self.damaged} damaged lines are left out, and asked again")
 
     def _first_line(self) -> bytes:
         return json.dumps(self._header, ensure_ascii=False).encode() + b"\n"
 
     def _failed(self, error: OSError) -> RlhfError:
         kept = sum(1 for offsets in self._offsets.values() for offset in offsets if offset)
-        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "mend that"
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "make it writable"
         return RlhfError(
             f"{self.path}: cannot be written: {error.strerror}; the {kept} answers so far are kept: "
-            f"{remedy}, and run the same command again to go on from them"
+            f"{remedy}, and run the same command again to continue"
         )
 
 
@@ -247,7 +245,7 @@ def _parsed(line: bytes) -> tuple[str, Answer]:
 
 
 def _is_whole(line: bytes, digest: str) -> bool:
-    """Whether a line is as it was written, and under a header of this digest."""
+    """Whether a line is unchanged since it was written, under a header of this digest."""
     body, _, rest = line.rpartition(SUM)
     return rest == _sum(body, digest) + b'"}\n'
 
@@ -265,7 +263,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _digest_in(path: Path) -> str | None:
-    """The digest in a journal's header; None where there is no such file or no header that can be read."""
+    """The digest in a journal's header; None if there is no file, or no header that can be read."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.readline())
@@ -275,7 +273,7 @@ def _digest_in(path: Path) -> str | None:
 
 
 def _aside(path: Path, name: str) -> Path:
-    """Where a journal of another header is kept: never over one that is there already, unless it is the same one's."""
+    """Where a journal is kept aside. Only a journal with the same digest may be replaced."""
     aside = path.with_name(f"{path.stem}.{name}{path.suffix}")
     number = 2
     while aside.exists() and name == "unreadable":

@@ -1,8 +1,8 @@
-"""The step `paraphrase`: each prompt in other words, its completion kept, as the KorQuAD experiment augments its questions.
+"""The step `paraphrase`: a model says each prompt in other words; the completion stays. The KorQuAD experiment does so.
 
-Comes early in a recipe, before the split; all rows that come of one share its group, so that `split: {by: group}` does not put a question
-into train and its rephrasing into test. A rephrasing that is empty, or equal to the prompt or to another but for case and spaces, is
-left out and counted.
+It stands early in a recipe, before the split. A row and its rephrasings are one group, so `split: {by: group}` never puts a
+question into train and its rephrasing into test. A rephrasing is left out and counted if it is empty, or if it differs from the
+prompt or from another rephrasing only in case and spaces.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 from rlhf.data.rows import Located, Row, Text
 from rlhf.recipe.synthesis import ParaphraseStep
 from rlhf.synthesis.asking import Ask, Given, Lane, Made
-from rlhf.synthesis.prompts import fenced, filled, nonce, template, without_fence
+from rlhf.synthesis.prompts import fill_fenced, template, with_system, without_fence
 
 FAILED, EMPTY, SAME, FENCED = "the engine failed", "empty", "the same as another", "repeats the fence of its prompt"
-BLANK_LINE = re.compile(r"\n(?:[^\S\n]*\n)+")  # with spaces on it, or of a file from Windows, it is as blank
+BLANK_LINE = re.compile(r"\n(?:[^\S\n]*\n)+")  # a line of spaces, or with the \r of a Windows file, is blank too
 NONE_LEFT = "no rephrasing of it could be used"
 
 
 class Paraphrasing:
-    """Rows to themselves and their rephrasings."""
+    """Adds rephrasings to rows, or replaces rows by them."""
 
     rounds = 1
 
@@ -69,7 +69,7 @@ class Paraphrasing:
         }
 
     def _words(self, prompt: Text) -> tuple[str, str]:
-        """The part of the prompt (of its last message) that is rephrased, and what stands before it."""
+        """(what stands before it, the part of the prompt, or of its last message, that is rephrased)."""
         whole = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         if self._step.part == "all":
             return "", whole
@@ -78,15 +78,13 @@ class Paraphrasing:
         return whole[:at], whole[at:]
 
     def _request(self, words: str) -> tuple[Text, str]:
-        number = nonce([words])
-        text = filled(self._template, {"prompt": fenced("text", number, words)})
-        if self._step.system is None:
-            return text, number
-        return [{"role": "system", "content": self._step.system}, {"role": "user", "content": text}], number
+        """(what the model is asked, the digits of its fence)."""
+        text, number = fill_fenced(self._template, {"prompt": ("text", words)})
+        return with_system(self._step.system, text), number
 
 
 def in_one_group(row: Located) -> Located:
-    """The row in a group of its own, if it is in none: what is made of it stays on one side of a split."""
+    """The row, in a group of its own if it has none. All rows of a group stay on one side of a split."""
     return row if row.group is not None else replace(row, group=f"{row.file}:{row.row}")
 
 

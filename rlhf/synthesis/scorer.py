@@ -1,32 +1,34 @@
-"""A reward model, or a user's callable, as an engine: completions in, numbers out as text, so that they are journalled like answers.
+"""A reward model, or a user's callable, as an engine: it answers with its score as text, so the journal keeps scores like answers.
 
-Used by `score` where the recipe gives `model` or `callable`. The only module of the package that needs torch, imported when it is used.
-A reward model reads the very ids that it was trained on: its own tokenizer and template, the end of the turn included.
+The step `score` uses it when the recipe gives `model` or `callable`. No other module of the package needs torch, so the imports
+stand in the functions. A reward model reads exactly such ids as it was trained on: those of its own tokenizer and template, with
+the end of the turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from rlhf.data.rows import Text, text_of
 from rlhf.errors import RlhfError
-from rlhf.generation.text_engine import Answer, Request
+from rlhf.generation.engines.sampling import windows
+from rlhf.generation.text_engine import Answer, Request, as_completion
 from rlhf.recipe.sections import ScorerSection
 from rlhf.recipe.synthesis import ScoreStep, TextSampling
 
-BATCH = 64
+BATCH = 64  # requests scored together
 
 
 class ScorerEngine:
-    """A `TextEngine` whose answer is the score of the request's last message, given those before it.
+    """A `TextEngine` that scores the last message of a request as the completion of the messages before it.
 
-    A prompt that is text comes as one message of the role `prompt`. Raises RecipeError for a scorer that cannot be loaded, RlhfError for
-    one that fails or gives what is not a finite number.
+    A prompt that is text comes as one message with the role `prompt`. Raises RecipeError for a scorer that cannot be loaded, and
+    RlhfError for one that fails or gives a score that is not a finite number.
     """
 
     def __init__(self, step: ScoreStep) -> None:
+        from rlhf.generation.in_process import default_device
         from rlhf.generation.scorers import load_scorers
 
         section = ScorerSection(model=step.model, callable=step.callable)
@@ -34,16 +36,15 @@ class ScorerEngine:
         self._renderer: Any = None
         if step.model is not None:
             self._load_template(step.model)
-        tokenizer: Any = self._tokenizer  # a callable is asked with texts, and needs none
-        (self._scorer,) = load_scorers([section], tokenizer, bf16=False, device=_device())
+        tokenizer: Any = self._tokenizer  # a callable gets texts, and needs none
+        (self._scorer,) = load_scorers([section], tokenizer, bf16=False, device=default_device())
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
         from rlhf.generation.scorers import total_scores
 
-        waiting = iter(requests)
-        while batch := list(islice(waiting, BATCH)):
+        for batch in windows(requests, BATCH):
             scores, _ = total_scores([self._scorer], [self._sample(request.prompt) for request in batch])
             for request, score in zip(batch, scores, strict=True):
                 yield request, Answer([repr(score)], [True], 0, 0)
@@ -73,13 +74,6 @@ class ScorerEngine:
         asked: Text = turns[0]["content"] if turns[0]["role"] == "prompt" else list(turns)
         if self._renderer is None:
             return Sample(text_of(asked), [], Completion([], completion, True))
-        answer: Text = completion if isinstance(asked, str) else [{"role": "assistant", "content": completion}]
-        segment = self._renderer.segment({"prompt": asked, "completion": answer})
+        segment = self._renderer.segment({"prompt": asked, "completion": as_completion(asked, completion)})
         ids: Sequence[int] = segment.completion_ids[0]
         return Sample(text_of(asked), segment.prompt_ids, Completion(list(ids), completion, True))
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,9 +1,10 @@
-"""The step `score`: each completion of a row gets a number, from a model that rates, a reward model, or a callable.
+"""The step `score`: each completion of a row gets a number, from a rating model, a reward model, or a callable.
 
-Between `pool` or `evolve` and `select` or `pairs`. A rating model is asked as UltraFeedback's was (Cui et al. 2023,
-https://arxiv.org/abs/2310.01377): 1 to 5 overall, or aspect by aspect and then the mean; at temperature 0, and again, up to `retries`
-times and with a reminder of the form, when its last line is not a score. Different from there: an answer that still does not parse is no score (not a middling one). Its
-completion is left out, counted, and the share of such answers always shown.
+It stands after `pool` or `evolve`, and before `select` or `pairs`. A rating model is asked as in UltraFeedback (Cui et al.
+2023, https://arxiv.org/abs/2310.01377): one mark from 1 to 5, or one for each aspect and then their mean, at temperature 0. If
+the last line is not a score, the model is asked again, up to `retries` times, with a reminder of the form. One thing differs: an
+answer that still cannot be read gives no score, where UltraFeedback gives a middling one. Its completion is left out, and the
+report says how many there were.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from rlhf.data.rows import Located, Row, Text, text_of
 from rlhf.recipe.synthesis import ScoreStep, TextSampling
 from rlhf.synthesis.answering import content
 from rlhf.synthesis.asking import Ask, Given, Lane, Made
-from rlhf.synthesis.prompts import built_in, fenced, filled, nonce, template
-from rlhf.synthesis.verdicts import SCORES, last_lines, rationale_of, score_of
+from rlhf.synthesis.prompts import built_in, fill_fenced, template
+from rlhf.synthesis.verdicts import SCORES, Readings, last_lines, rationale_of, score_of
 
-SCORER = "scorer"  # the engine name under which a reward model or a callable is asked
+SCORER = "scorer"  # the engine's name when a reward model or a callable is asked
 UNSCORED = "fewer than two of its completions have a score"
 
 
 class Rating:
-    """Scores by a model that is asked for one to five, aspect by aspect."""
+    """Scores by a model that is asked for a mark from one to five, for each aspect."""
 
     def __init__(self, step: ScoreStep) -> None:
         assert step.engine is not None
@@ -33,17 +34,23 @@ class Rating:
         self.lanes: Sequence[Lane] = [Lane(step.engine, step.sampling, choices)]
         self.rounds = 1 + step.retries
         self._step = step
-        self._aspects = [built_in(f"aspect_{aspect}", step.language) for aspect in step.aspects]
+        self._aspects = {aspect: built_in(f"aspect_{aspect}", step.language) for aspect in step.aspects}
         self._form = built_in("form_score_rationale" if step.rationale else "form_score", step.language)
         self._reminder = built_in("form_again", step.language)
-        self._count = _Counts()
+        self._readings = Readings()
+        self._marks: dict[str, Counter[int]] = {}
+        self._left_out: Counter[str] = Counter()
 
     def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
         for index, completion in enumerate(completions_to_score(row, "score")):
-            for number, aspect in enumerate(self._aspects):
+            for number, aspect in enumerate(self._aspects.values()):
                 if all(score_of(given(f"{index}.{number}.{earlier}")) is None for earlier in range(round)):
-                    text = self._request(row["prompt"], completion, aspect)
-                    # greedy decoding would say the same again to the same words
+                    fences = {
+                        "prompt": ("prompt", text_of(row["prompt"])),
+                        "completion": ("answer", content(completion)),
+                    }
+                    text, _ = fill_fenced(self._template, fences, aspect=aspect, form=self._form)
+                    # the same words would get the same answer from greedy decoding
                     yield Ask(f"{index}.{number}.{round}", f"{text}\n\n{self._reminder}" if round else text)
 
     def made(self, row: Located, name: str, given: Given) -> Made:
@@ -51,36 +58,30 @@ class Rating:
         rationales = []
         for index, _ in enumerate(row.data["completions"]):
             marks, words = [], []
-            for number, aspect in enumerate(self._step.aspects):
-                tries = [given(f"{index}.{number}.{round}") for round in range(self.rounds)]
-                last = next((i for i, answer in enumerate(tries) if score_of(answer) is not None), self.rounds - 1)
-                self._count.add(aspect, score_of(tries[last]), tries[: last + 1])
-                marks.append(score_of(tries[last]))
-                words.append(f"{aspect}: {rationale_of(tries[last])}")
-            whole = [mark for mark in marks if mark is not None]
-            scores.append(sum(whole) / len(whole) if len(whole) == len(marks) else None)
+            for number, aspect in enumerate(self._aspects):
+                tries = (given(f"{index}.{number}.{round}") for round in range(self.rounds))
+                answer = self._readings.first(tries, score_of)
+                counted = self._marks.setdefault(aspect, Counter())
+                if (mark := score_of(answer)) is not None:
+                    counted[mark] += 1
+                    marks.append(mark)
+                words.append(f"{aspect}: {rationale_of(answer)}")
+            scores.append(sum(marks) / len(marks) if len(marks) == len(words) else None)
             rationales.append("\n".join(words))
-        return with_scores(
-            row.data, scores, self._count.left_out, rationales=rationales if self._step.rationale else None
-        )
+        return with_scores(row.data, scores, self._left_out, rationales=rationales if self._step.rationale else None)
 
     def facts(self) -> dict[str, Any]:
-        return self._count.facts()
-
-    def _request(self, prompt: Text, completion: Text, aspect: str) -> str:
-        texts = [text_of(prompt), content(completion)]
-        number = nonce(texts)
-        values = {
-            "prompt": fenced("prompt", number, texts[0]),
-            "completion": fenced("answer", number, texts[1]),
-            "aspect": aspect,
-            "form": self._form,
+        marks = {aspect: {str(m): n for m, n in sorted(counts.items())} for aspect, counts in self._marks.items()}
+        return {
+            "ratings": self._readings.asked,
+            **self._readings.facts(),
+            "marks": marks,
+            "left_out": dict(self._left_out),
         }
-        return filled(self._template, values)
 
 
 class Measuring:
-    """Scores by a reward model or a callable, which are asked through `scorer.ScorerEngine`."""
+    """Scores by a reward model or a callable. They are asked through `scorer.ScorerEngine`."""
 
     rounds = 1
 
@@ -110,42 +111,8 @@ class Measuring:
         return {"scored": self._scored, "mean_score": mean, "left_out": dict(self._left_out)}
 
 
-class _Counts:
-    """What rating came to: marks by aspect, and how many answers were no score."""
-
-    def __init__(self) -> None:
-        self.left_out: Counter[str] = Counter()
-        self._marks: dict[str, Counter[int]] = {}
-        self._ratings = self._unparsed = self._failed = self._answers = self._bad_answers = 0
-
-    def add(self, aspect: str, mark: int | None, tries: Sequence[Any]) -> None:
-        self._ratings += 1
-        marks = self._marks.setdefault(aspect, Counter())
-        answered = [answer for answer in tries if answer is not None and answer.error is None]
-        self._answers += len(answered)
-        self._bad_answers += sum(score_of(answer) is None for answer in answered)
-        if mark is not None:
-            marks[mark] += 1
-        elif answered:
-            self._unparsed += 1
-        else:
-            self._failed += 1
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "ratings": self._ratings,
-            "unparsed": self._unparsed,
-            "unparsed_rate": self._unparsed / self._ratings if self._ratings else 0.0,
-            "failed": self._failed,
-            "answers": self._answers,
-            "answers_unparsed": self._bad_answers,
-            "marks": {aspect: {str(m): n for m, n in sorted(marks.items())} for aspect, marks in self._marks.items()},
-            "left_out": dict(self.left_out),
-        }
-
-
 def completions_to_score(row: Row, step: str) -> list[Text]:
-    """The completions to be scored. Raises ValueError for a row that is not of several completions."""
+    """The completions to be scored. Raises ValueError for a row without a list of completions."""
     if "completions" not in row:
         raise ValueError(f"{step} needs rows of several completions; put generate (into: completions) or pool before")
     return list(row["completions"])
@@ -154,9 +121,9 @@ def completions_to_score(row: Row, step: str) -> list[Text]:
 def with_scores(
     row: Row, scores: Sequence[float | None], counts: Counter[str], *, rationales: Sequence[str] | None = None
 ) -> Made:
-    """The row with its scores in the place of any that it had, without the completions that have none.
+    """The row with these scores, which replace any that it had. A completion without a score is left out.
 
-    No row where fewer than two are left. `counts` is told what was left out or replaced.
+    If fewer than two completions are left, there is no row. `counts` gets what was left out or replaced.
     """
     keep = [i for i, score in enumerate(scores) if score is not None]
     if lost := len(scores) - len(keep):
@@ -165,10 +132,8 @@ def with_scores(
         counts["scores or ranking of the row replaced"] += 1
     if len(keep) < 2:
         return Made(reason=UNSCORED)
-    new: Row = {"prompt": row["prompt"], "completions": [row["completions"][i] for i in keep]}
-    new["scores"] = [scores[i] for i in keep]
-    if "models" in row:
-        new["models"] = [row["models"][i] for i in keep]
-    if rationales is not None:
-        new["rationales"] = [rationales[i] for i in keep]
-    return Made([new])
+    columns = {
+        "completions": row["completions"], "scores": scores, "models": row.get("models"), "rationales": rationales,
+    }  # fmt: skip
+    kept = {name: [column[i] for i in keep] for name, column in columns.items() if column is not None}
+    return Made([{"prompt": row["prompt"], **kept}])

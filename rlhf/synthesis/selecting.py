@@ -1,7 +1,8 @@
-"""The step `select`: of each row's scored completions one is chosen and one rejected. Asks nobody.
+"""The step `select`: of each row's scored completions, one becomes chosen and one rejected. It asks no model.
 
-After `score` or `judge`, in the place of `pairs` where one pair a prompt is wanted. Equal best (or worst) scores are decided by a hash of the
-seed, the prompt and the text, not by place: the first completions of a pool are all of the likelier models.
+It stands after `score` or `judge`, instead of `pairs`, and makes one pair of each prompt. If several completions have the best
+(or the worst) score, a hash of the seed, the prompt and the text decides. The order does not decide: a pool puts the models with
+the larger weights first more often.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ONE, EQUAL, SAME, MARGIN, ALIKE = (
 
 
 class Selecting:
-    """Scored rankings to pairs."""
+    """Makes pairs of scored rankings."""
 
     lanes: Sequence[Lane] = ()
     rounds = 0

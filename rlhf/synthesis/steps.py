@@ -1,7 +1,7 @@
-"""The model steps of a data recipe: what `rlhf.data.build` calls for generate, pool, evolve, score, judge, paraphrase and select.
+"""The model steps of a data recipe: generate, pool, evolve, score, judge, paraphrase and select.
 
-`data` may not know of models, so `build` here hands its own hook to `data.build`. Engines are opened when the first request that has no
-answer yet needs one, and at most one is open at a time: two models need not fit side by side.
+`data` may not import models, so `build` here gives its own hook to `rlhf.data.build`. An engine is opened for the first request
+that has no answer yet. At most one engine is open at a time, so two models need not fit in memory together.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rlhf.data.rows import Located
 from rlhf.errors import RecipeError, RlhfError
+from rlhf.generation.engines import open_engine
 from rlhf.generation.text_engine import TextEngine
 from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.steps import DataStep, ModelStep
@@ -33,7 +34,7 @@ from rlhf.recipe.synthesis import (
 from rlhf.recipe.yaml_lines import dotted
 from rlhf.synthesis.answering import generating, pooling
 from rlhf.synthesis.asking import Account, Run, Task
-from rlhf.synthesis.checks import problems
+from rlhf.synthesis.checks import problems_of
 from rlhf.synthesis.evolving import Evolving
 from rlhf.synthesis.identity import header_of
 from rlhf.synthesis.journal import Journal
@@ -50,7 +51,7 @@ SAY_SECONDS = 10.0  # between lines of progress
 
 
 def build(recipe: DataRecipe) -> dict[str, Any]:
-    """Build the recipe's folder, asking its models where its steps say so. Returns the report; raises as `data.build` does."""
+    """Build the recipe's folder, and ask its models where its steps say so. Returns the report; raises what `data.build` raises."""
     from rlhf.data.build import build
 
     with ModelSteps(recipe) as steps:
@@ -58,7 +59,7 @@ def build(recipe: DataRecipe) -> dict[str, Any]:
 
 
 def task_of(step: ModelStep, seed: int) -> Task:
-    """What a step's section asks for. Raises RecipeError for a prompt that cannot be used."""
+    """The task of a step's section. Raises RecipeError for a prompt that cannot be used."""
     match step:
         case GenerateStep():
             return generating(step)
@@ -77,57 +78,49 @@ def task_of(step: ModelStep, seed: int) -> Task:
 
 
 class ModelSteps(AbstractContextManager["ModelSteps"]):
-    """`data.build`'s hook: carries out one step after another, and closes the engine that is open in the end."""
+    """`data.build`'s hook: carries out the model steps, and closes the last engine at the end."""
 
     def __init__(
-        self, recipe: DataRecipe, open_engine: Callable[[EngineSection, str], TextEngine] | None = None
+        self, recipe: DataRecipe, open_engine: Callable[[EngineSection, str], TextEngine] = open_engine
     ) -> None:
-        self._sections = recipe.engines
-        self._open = open_engine or _open_engine
+        self._sections, self._open = recipe.engines, open_engine
         self._name, self._engine = "", None  # type: tuple[str, TextEngine | None]
         self._headers: list[dict[str, Any]] = []
-        if found := [f"{dotted(key)}: {problem}" for key, problem in problems(recipe)]:
+        if found := [f"{dotted(key)}: {problem}" for key, problem in problems_of(recipe)]:
             raise RecipeError(found)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def __call__(self, step: DataStep, number: int, rows: Rows, out: Spill, folder: Path, seed: int) -> dict[str, Any]:
-        """One step over rows on disk: the rows it makes go to `out`; returns its report."""
+        """Carry out one step over rows on disk. The rows that it makes go to `out`; returns its report."""
         section = step.model_step
         assert section is not None
-        self._close_scorer()
+        if self._name == SCORER:  # it belongs to the step before
+            self._close()
         header = header_of(step.name, section, self._sections, seed)
-        header["occurrence"] = self._headers.count(header)  # two steps alike must not draw the same samples
+        header["occurrence"] = self._headers.count(header)  # two equal steps must not draw the same samples
         self._headers.append({key: value for key, value in header.items() if key != "occurrence"})
         task = task_of(section, seed)
         own_seed = seed + 1_000_003 * header["occurrence"]
         path = folder / "journal" / f"step-{number}.jsonl"
         read = _reader(rows, section)
         names = Names(row.data["prompt"] for row in read() if task.rounds)
-        opened = Journal(path, header, _say, place=names.place, kin="step-*.jsonl") if task.rounds else nullcontext()
+        opened = (
+            Journal(path, header, _say, position_of=names.position, kin="step-*.jsonl")
+            if task.rounds
+            else nullcontext()
+        )
         with opened as journal:
-            run = Run(
-                task,
-                read,
-                lambda name: self._get(name, section),
-                journal,
-                names,
-                own_seed,
-                _Progress(step.name),
-            )
+            opening = partial(self._get, section=section)
+            run = Run(task, read, opening, journal, names, own_seed, _Progress(step.name))
             report = carry_out(run, out, step.name)
         self._price(report)
         _tell(report)
         return {"step": step.name, **section.model_dump(exclude_defaults=True), **report}
 
     def _price(self, report: dict[str, Any]) -> None:
-        """Add to the account of each engine that has a price what all its answers cost, those of earlier runs included."""
+        """Add the cost of all answers to each engine that has a price, also of the answers that an earlier run paid for."""
         for name, used in report.get("engines", {}).items():
             price = getattr(self._sections.get(name), "price", None)
             if price is not None:
@@ -146,10 +139,6 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
             self._name = name
         return self._engine
 
-    def _close_scorer(self) -> None:
-        if self._name == SCORER:
-            self._close()
-
     def _close(self) -> None:
         if self._engine is not None:
             self._engine.close()
@@ -157,7 +146,7 @@ class ModelSteps(AbstractContextManager["ModelSteps"]):
 
 
 def carry_out(run: Run, out: Spill, name: str) -> dict[str, Any]:
-    """Ask, then write the rows that come of it; returns the balance, the costs and the step's own facts."""
+    """Ask, then write the rows; returns the row counts, the costs and the step's own facts."""
     account = Account()
     run.ask()
     try:
@@ -167,7 +156,7 @@ def carry_out(run: Run, out: Spill, name: str) -> dict[str, Any]:
             raise
         raise RlhfError(
             f"{out.path.parent}: no space left for the rows of the step {name}; every answer is kept: "
-            "make room, and run the same command again to go on from them"
+            "make room, and run the same command again to continue"
         ) from error
     report = account.report()
     if run.costs:
@@ -186,18 +175,12 @@ def _reader(rows: Rows, section: ModelStep) -> Callable[[], Iterator[Located]]:
     return read
 
 
-def _open_engine(section: EngineSection, name: str) -> TextEngine:
-    from rlhf.generation.engines import open_engine
-
-    return open_engine(section, name=name)
-
-
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
 def _tell(report: dict[str, Any]) -> None:
-    """What must not be overlooked: what it cost, and answers that could not be used."""
+    """Print what a user must not overlook: the cost, and answers that could not be used."""
     costs = {name: used["cost"] for name, used in report.get("engines", {}).items() if "cost" in used}
     if costs:
         _say("  cost: " + ", ".join(f"{name} {cost:.4f}" for name, cost in costs.items()))
@@ -208,12 +191,12 @@ def _tell(report: dict[str, Any]) -> None:
         [(reason, _)] = failures.most_common(1)
         _say(
             f"  {failures.total()} requests failed (mostly: {reason}) and their rows lack those answers; "
-            "build it again (rlhf data build) to have them asked again"
+            "run rlhf data build again to ask them again"
         )
 
 
 class _Progress:
-    """A line now and then: done, to do, tokens a second, time left."""
+    """A line every few seconds: done, to do, tokens a second, time left."""
 
     def __init__(self, step: str) -> None:
         self._step = step

@@ -1,14 +1,16 @@
-"""What a judge's answer says, read strictly: the last line that is not blank, and nothing else, exactly in the form asked for.
+"""What a judge's answer says. Only the last line that is not blank counts, and it must have exactly the form that was asked for.
 
-Used by `scoring` and `judging`. Candidates' texts are never looked at here, only the judge's own words; a verdict that a candidate spells
-out can get into an answer only where the judge copies it, and then the judge's own last line still decides. An answer that was broken
-off has no last line: what stands there may be a quotation. Everything else is unparsed, which is counted and never passes as a score.
+Used by `scoring` and `judging`. The texts of candidates are never looked at here, only the judge's own words. A candidate may
+contain a verdict, and the judge may copy it; the judge's own last line still decides. An answer that was cut off has no last
+line, because what stands there may be a quotation. Everything else is *unparsed*: it is counted, and is never taken for a score.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rlhf.data.formats.templates import placeholders
 from rlhf.generation.text_engine import Answer, OneLine
@@ -21,19 +23,56 @@ _SCORE = re.compile(r"Score: ([1-5])")
 _VERDICT = re.compile(r"Verdict: (A|B|tie)")
 
 
+@dataclass
+class Readings:
+    """How many answers of a judge could be read. A request and its repetitions count once, except in the last two numbers."""
+
+    asked: int = 0
+    unparsed: int = 0  # answered, and no answer could be read
+    failed: int = 0  # not answered
+    answers: int = 0
+    answers_unparsed: int = 0
+
+    def first(self, tries: Iterable[Answer | None], read: Callable[[Answer | None], object]) -> Answer | None:
+        """The first try that can be read, else the last one; counts it."""
+        self.asked += 1
+        answered, answer = 0, None
+        for answer in tries:
+            if answer is not None and answer.error is None:
+                answered += 1
+                if read(answer) is not None:
+                    self.answers += answered
+                    return answer
+                self.answers_unparsed += 1
+        self.answers += answered
+        self.unparsed += answered > 0
+        self.failed += answered == 0
+        return answer
+
+    def facts(self) -> dict[str, Any]:
+        """For the step's report."""
+        return {
+            "unparsed": self.unparsed,
+            "unparsed_rate": self.unparsed / self.asked if self.asked else 0.0,
+            "failed": self.failed,
+            "answers": self.answers,
+            "answers_unparsed": self.answers_unparsed,
+        }
+
+
 def last_lines(choices: list[str], template: str, *, rationale: bool) -> list[str]:
-    """What an engine is told of the last line: with our own `{form}` and no rationale asked for, that it is the whole answer."""
+    """What the engine is told about the last line. Our own `{form}` without a rationale asks for that line alone."""
     return choices if rationale or "form" not in placeholders(template) else OneLine(choices)
 
 
 def score_of(answer: Answer | None) -> int | None:
-    """1 to 5; None where there is no answer, or its last line is not exactly `Score: N`."""
+    """1 to 5; None if there is no answer, or its last line is not exactly `Score: N`."""
     found = _SCORE.fullmatch(_last_line(answer))
     return int(found[1]) if found else None
 
 
 def verdict_of(answer: Answer | None) -> Verdict | None:
-    """A, B or tie; None where there is no answer, or its last line is not exactly one of `VERDICTS`."""
+    """A, B or tie; None if there is no answer, or its last line is not exactly one of `VERDICTS`."""
     found = _VERDICT.fullmatch(_last_line(answer))
     return found[1] if found else None  # type: ignore[return-value]
 

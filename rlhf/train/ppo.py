@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, total_scores
+from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, template_warnings, total_scores
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
@@ -61,6 +61,8 @@ class Ppo:
         self.scorers = load_scorers(
             recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
         )
+        for warning in template_warnings(recipe.ppo.rewards, recipe.data.template):
+            self.accelerator.print(f"warning: {warning}")
         self.kl = _controller(recipe)
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         self.prompts: Sequence[Prompt] = setup.train

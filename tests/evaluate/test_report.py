@@ -136,7 +136,7 @@ def test_a_run_with_less_than_everything(tmp_path: Path) -> None:
     broken = read_run(str(folder), "model")
     assert broken.series("loss") == ([1.0], [0.5])
     assert any("1 of the lines" in sentence for sentence in broken.missing)
-    assert any("not done but failed" in sentence for sentence in broken.missing)
+    assert any("not done, it is failed" in sentence for sentence in broken.missing)
 
 
 def test_samples_show_the_extremes_first() -> None:

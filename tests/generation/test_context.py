@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from rlhf.cli.check import check
-from rlhf.errors import RecipeError
+from rlhf.errors import RecipeError, SetupError
 from rlhf.generation.context import config_context
 from rlhf.generation.run import generate
 from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.loader import read
 from rlhf.recipe.schema import RECIPE, GenerateRecipe
 from rlhf.recipe.sections import ScorerSection, TemplateSection
+from rlhf.runs.start import run_recipe
 
 RECIPES = {
     "generate": "model: {name_or_path: MODEL}\nprompts: [{path: p.jsonl}]\nsampling: {max_new_tokens: N}\n",
@@ -78,9 +79,9 @@ def test_a_prompt_without_room_is_found_before_the_model_is_loaded(
 
 def test_generate_refuses_several_processes(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="rlhf generate runs in one process, and the launcher started 2"):
-        generate(recipe(tmp_path, model))
-    assert not (tmp_path / "out" / "train").exists()
+    with pytest.raises(SetupError, match="method: generate runs in one process, and the launcher started 2"):
+        run_recipe(recipe(tmp_path, model))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reward_model_of_another_template_is_named(tmp_path: Path) -> None:
@@ -88,5 +89,5 @@ def test_a_reward_model_of_another_template_is_named(tmp_path: Path) -> None:
     (tmp_path / "lineage.json").write_text(json.dumps(lineage))
     scorers = [ScorerSection(model=str(tmp_path)), ScorerSection(callable="json:dumps")]
     assert template_warnings(scorers, TemplateSection.model_validate(lineage["template"])) == []
-    (warning,) = template_warnings(scorers, TemplateSection())
+    (warning,) = template_warnings(scorers, TemplateSection(kind="plain"))
     assert "was trained with another template (prompt 'Question: {prompt}\\n\\nAnswer: ' instead of" in warning

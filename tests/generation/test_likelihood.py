@@ -229,7 +229,7 @@ def test_the_limit_holds_the_last_line(engine: TransformersText, oracle: Oracle)
         RecipeError, match=rf"engine judge: sampling\.max_new_tokens: {LONGEST - 1}, but .* takes {LONGEST} tokens"
     ):
         ask(engine, PROMPTS, GREEDY.model_copy(update={"max_new_tokens": LONGEST - 1}), VERDICTS)
-    with pytest.raises(ValueError, match="begins another"):
+    with pytest.raises(ValueError, match="begins with another"):
         ask(engine, PROMPTS, GREEDY, ["Score: 1", "Score: 10"])
 
 

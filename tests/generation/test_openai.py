@@ -137,7 +137,7 @@ def test_seeds_hang_on_seed_and_key_alone() -> None:
 def test_a_setting_that_the_server_refuses_is_named() -> None:
     with serving() as server:
         server.refuses = {"top_k"}
-        message = r"refuses top_k: take it out of the step's sampling \(HTTP 400: Unrecognized"
+        message = r"refuses top_k: remove it from the step's sampling \(HTTP 400: Unrecognized"
         with pytest.raises(SetupError, match=message):
             ask(server, ["x"], TextSampling(top_k=5))
 

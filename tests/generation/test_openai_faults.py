@@ -99,7 +99,7 @@ def test_a_refused_request_is_not_asked_again() -> None:
     [
         ({"model": "god"}, None, r"engine teacher: http\S+: no model 'god'; it has good, other \(HTTP 404"),
         ({}, "quota", "the account's quota is used up"),
-        ({}, "403", "a key is wanted; set api_key_env"),
+        ({}, "403", "it needs a key; set api_key_env"),
     ],
 )
 def test_what_no_request_could_outlive_ends_the_run(changes: dict[str, Any], fault: str | None, message: str) -> None:
@@ -118,7 +118,7 @@ def test_a_403_after_answers_is_about_the_request() -> None:
 def test_nobody_there() -> None:
     with serving() as server:
         url = server.base_url
-    with pytest.raises(SetupError, match=r"nothing answers at http.*refused.*start the server"):
+    with pytest.raises(SetupError, match=r"http.*nothing answers there .*refused.*start the server"):
         ask(url, ["x"], max_retries=1)
 
 

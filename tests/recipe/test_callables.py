@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import RecipeError
-from rlhf.recipe.callables import describe, import_callable, why_missing
+from rlhf.recipe.callables import describe, import_callable, source_of, why_missing
 
 SOURCE = "from neighbour import FACTOR\n\ndef score(prompts, completions):\n    return [FACTOR for _ in completions]\n"
 
@@ -26,6 +26,17 @@ def test_a_function_in_a_file(folder: Path) -> None:
     score = import_callable("./own/reward.py:score")
     assert score(["p"], ["c"]) == [2.5]
     assert import_callable(f"{folder}/own/reward.py:score") is score  # one file is one module
+
+
+def test_the_file_of_a_function(folder: Path) -> None:
+    """Also in folders without `__init__.py`, which Python joins into packages."""
+    (folder / "own" / "deep").mkdir()
+    (folder / "own" / "deep" / "inner.py").write_text("def score(prompts, completions): ...\n")
+    assert source_of("own.reward:score") == folder / "own" / "reward.py"
+    assert source_of("own.deep.inner:score") == folder / "own" / "deep" / "inner.py"
+    assert source_of("./own/reward.py:score") == Path("own/reward.py")
+    assert source_of("sys:exit") is source_of("no_such_module:score") is source_of("own.missing:score") is None
+    assert why_missing("own.deep.inner:scor") == "own.deep.inner has no 'scor'; did you mean 'own.deep.inner:score'?"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_rows_of_one_prompt_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_row_without_a_prompt_is_named() -> None:
-    with pytest.raises(DataError, match="rows:2: prompt: every row needs one; this has question"):
+    with pytest.raises(DataError, match="rows:2: prompt: every row needs one; this row has question"):
         generate([ROWS[0], {"question": "q"}], FakeEngine())
 
 

@@ -145,16 +145,20 @@ def lengths(prompts: list[str], completions: list[str]) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
+@pytest.mark.parametrize("spec", ["own_scores:score", "./own_scores.py:score", "~/own_scores.py:score"])
 def test_a_callable_that_was_changed_scores_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     module = tmp_path / "own_scores.py"
     ranking = {"prompt": "q", "completions": ["a", "bbb"], "scores": [0, 0]}
-    made = recipe(tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": "own_scores:score"}})
+    made = recipe(tmp_path / "out", lines(tmp_path / "r.jsonl", [ranking]), {"score": {"callable": spec}})
     for text, expected in (("len(c)", [1.0, 3.0]), ("-len(c)", [-1.0, -3.0])):
         module.write_text(f"def score(prompts, completions):\n    return [{text} for c in completions]\n")
-        monkeypatch.delitem(sys.modules, "own_scores", raising=False)
+        for name in [name for name in sys.modules if name.startswith("own_scores")]:
+            monkeypatch.delitem(sys.modules, name)
         importlib.invalidate_caches()
         build(made)
         assert [row["scores"] for row in read(tmp_path / "out")] == [expected]

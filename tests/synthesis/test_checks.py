@@ -13,7 +13,7 @@ import pytest
 from rlhf.cli.check import check
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import read
-from rlhf.synthesis.checks import problems
+from rlhf.synthesis.checks import problems_of
 from tests.synthesis.support import FakeEngine, build, recipe
 
 RECIPE = """\
@@ -87,7 +87,7 @@ POOL = {"pool": {"members": [A]}}
 def test_steps_that_cannot_take_what_comes_to_them(
     tmp_path: Path, steps: list[Any], found: list[tuple[str, str]]
 ) -> None:
-    said = list(problems(recipe(tmp_path, "x.jsonl", *steps, engines=["a"])))
+    said = list(problems_of(recipe(tmp_path, "x.jsonl", *steps, engines=["a"])))
     assert len(said) == len(found)
     for (key, message), (step, part) in zip(said, found, strict=True):
         assert key[2] == step and part in message

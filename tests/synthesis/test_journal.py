@@ -115,7 +115,7 @@ def test_a_damaged_line_is_counted_passed_over_and_asked_again(tmp_path: Path, o
     with Journal(path, HEADER, said.append) as journal:
         assert journal.kept == 5 and journal.damaged >= 1
         assert [i for i in range(6) if journal.get(i, "0") is None] == [1]
-    assert "damaged lines are passed over" in said[0]
+    assert "damaged lines are left out" in said[0]
 
 
 def test_a_line_of_another_journal_is_not_taken(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_damaged_header_loses_no_answers(tmp_path: Path) -> None:
     with Journal(path, HEADER, said.append) as journal:
         assert (journal.kept, journal.damaged) == (5, 0)
         journal.add("5/0/d5", answer("more"))
-    assert "its first line cannot be read; kept as step-1.unreadable.jsonl, 5 answers of it are taken up" in said[0]
+    assert "its first line cannot be read; kept as step-1.unreadable.jsonl; 5 of its answers are used" in said[0]
     with Journal(path, HEADER) as journal:
         assert journal.kept == 6
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1.jsonl", "step-1.lock", "step-1.unreadable.jsonl"]

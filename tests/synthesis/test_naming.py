@@ -15,7 +15,7 @@ def test_names_are_found_again_and_follow_their_prompts(prompts: list[str]) -> N
     names = Names(prompts)
     given_names = [names.of(i) for i in range(len(prompts))]
     assert len(set(given_names)) == len(prompts)
-    assert [names.place(name) for name in given_names] == list(range(len(prompts)))
+    assert [names.position(name) for name in given_names] == list(range(len(prompts)))
     moved = sorted(prompts)
     again = Names(moved)
     of_prompt = {p: [n for n, q in zip(given_names, prompts, strict=True) if q == p] for p in prompts}
@@ -27,7 +27,7 @@ def test_a_name_of_no_row_and_what_is_no_name() -> None:
     messages: list[Text] = [[{"role": "user", "content": "x"}], "x"]
     names = Names(messages)
     assert names.of(0) != names.of(1)
-    assert names.place("0" * 16) is None
-    assert Names([]).place(names.of(0)) is None
+    assert names.position("0" * 16) is None
+    assert Names([]).position(names.of(0)) is None
     with pytest.raises(ValueError, match="invalid literal"):
-        names.place("no name")
+        names.position("no name")

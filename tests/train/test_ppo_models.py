@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfi
 
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.sections import ModelSection, TemplateSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
@@ -67,6 +67,19 @@ def test_09_the_value_model_starts_as_the_reward_model(
         torch.testing.assert_close(r.old_values, values, rtol=1e-6, atol=1e-6)
         assert r.old_values.abs().min() > 0
     assert torch.equal(stage.value_model.head.weight, theirs.head.weight)
+
+
+def test_a_reward_model_of_another_template_is_named(
+    recipe_of: Recipes, model_folder: Folders, reward_model: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = reward_model()
+    for template, warnings in (("{prompt}", 0), ("Question: {prompt}", 1)):
+        recipe = recipe_of("ppo", model_folder("llama"), ppo={"rewards": [{"model": folder}]})
+        data = recipe.data.model_copy(update={"template": TemplateSection(kind="plain", prompt=template)})
+        capsys.readouterr()
+        stage_of(recipe.model_copy(update={"data": data}))
+        said = capsys.readouterr().out
+        assert said.count(f"warning: the reward model {folder} was trained with another template") == warnings
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])

@@ -33,7 +33,7 @@ from rlhf.recipe.synthesis import OpenaiSection, ScoreStep
 from rlhf.recipe.training import TrainRecipe
 from rlhf.recipe.walk import sections, sections_that_stand
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
-from rlhf.synthesis.checks import problems as problems_with_steps
+from rlhf.synthesis.checks import problems_of as problems_with_steps
 
 __all__ = ["Findings", "check", "read_and_check", "refuse_absent"]
 

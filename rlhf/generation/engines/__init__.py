@@ -1,7 +1,7 @@
 """The engines behind a recipe's `engines:` section, each a `TextEngine`: transformers, vLLM, any OpenAI-compatible server.
 
-Between `generation.text` (the protocol) and the steps that make data. What an engine needs is imported when it is opened,
-so that a recipe that only asks a server loads no torch.
+The protocol is in `generation.text_engine`; the steps that make data use the engines. What an engine needs is imported when the
+engine is opened, so a recipe that only asks a server loads no torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from rlhf.recipe.synthesis import EngineSection, OpenaiSection, TransformersSect
 __all__ = ["open_engine", "unsupported"]
 
 
-def open_engine(section: EngineSection, *, name: str) -> TextEngine:
-    """The engine that a section describes; `name` is its name in the recipe, for messages. Close it when done.
+def open_engine(section: EngineSection, name: str) -> TextEngine:
+    """The engine that a section describes. `name` is its name in the recipe, for messages. The caller closes it.
 
-    Raises RecipeError for a model or adapter that is not there, SetupError for a missing package, key or server.
+    Raises RecipeError for a model or adapter that does not exist, SetupError for a missing package, key or server.
     """
     if isinstance(section, TransformersSection):
         from rlhf.generation.engines.transformers_text import TransformersText

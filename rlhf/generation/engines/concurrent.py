@@ -1,7 +1,7 @@
-"""Work on items from an iterator with a bounded number of threads, and hand results over as they come.
+"""Work on the items of an iterator in a limited number of threads, and give out results as soon as they are finished.
 
-Under the client of OpenAI-compatible servers. Unlike `ThreadPoolExecutor.map` it reads the iterator only when a worker is
-free, and keeps no order; unlike the executor itself it does not wait at exit for a request that hangs.
+`openai_server` uses it. Two things differ from `ThreadPoolExecutor.map`: the iterator is read only when a worker is free, and the
+results keep no order. And unlike the executor, it does not wait at exit for a request that hangs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class _Job(Generic[T, R]):
 
 
 def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iterator[tuple[T, R]]:
-    """Each item with `work(item)`, in any order; at most `limit` are read and not yet handed over.
+    """Each item with `work(item)`, in any order. At most `limit` items are read and not yet given out.
 
-    The first exception of `work` is raised here, after the results that are there by then. Left early, the workers end after what they are at; their results are lost.
+    The first exception of `work` is raised here, after the results that are finished by then. If the caller stops early, each
+    worker finishes its item, and these results are lost.
     """
     jobs: SimpleQueue[_Job[T, R] | None] = SimpleQueue()
     done: SimpleQueue[_Job[T, R]] = SimpleQueue()
@@ -41,7 +42,7 @@ def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iter
     source, pending, threads, more = iter(items), 0, 0, True
     try:
         while more or pending:
-            if more and pending < limit and done.empty():  # what is finished goes out before more is read
+            if more and pending < limit and done.empty():  # finished results are given out before more is read
                 try:
                     item = next(source)
                 except StopIteration:
@@ -56,7 +57,7 @@ def concurrently(work: Callable[[T], R], items: Iterable[T], limit: int) -> Iter
             job = done.get()
             pending -= 1
             if job.error is not None:
-                while not done.empty():  # what is finished was paid for
+                while not done.empty():  # finished results are paid for
                     other = done.get()
                     if other.error is None:
                         yield other.item, other.result  # type: ignore[misc]

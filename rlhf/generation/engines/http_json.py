@@ -1,7 +1,7 @@
-"""JSON over HTTP with the standard library: connections kept alive, one a thread, and a time limit for a whole reply.
+"""JSON over HTTP with the standard library. Each thread keeps its own connection open, and a whole reply has a time limit.
 
-Under the client of OpenAI-compatible servers. The standard library, not a client package: what Hugging Face's hub brings
-has changed its name between versions that rlhf supports. Redirects are not followed, so a key goes to no other host.
+`openai_server` uses it. It needs no client package: the one that comes with Hugging Face's hub has different names in the
+versions that rlhf supports. Redirects are not followed, so a key goes to no other host.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-MAX_BODY = 64 << 20  # bytes; no answer is that long, and a broken server may not end
+from rlhf.errors import first_line
+
+MAX_BODY = 64 << 20  # bytes: no answer is so long, and a broken server may never stop sending
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class TransportError(Exception):
-    """No whole reply came. `refused`: nothing listens there, or there is no such host."""
+    """No whole reply came. `refused`: nothing listens at the address, or there is no such host."""
 
     def __init__(self, reason: str, *, refused: bool = False) -> None:
         super().__init__(reason)
@@ -42,10 +44,10 @@ class Reply:
 
 
 class JsonClient:
-    """Requests under one base URL, from any number of threads. `closed` wakes whoever waits between tries."""
+    """Requests under one base URL, from any number of threads. When `closed` is set, nobody waits for another try."""
 
     def __init__(self, base_url: str, headers: dict[str, str], *, timeout: float) -> None:
-        """`timeout` is seconds for a whole reply."""
+        """`timeout`: seconds for a whole reply."""
         self._url = urlsplit(base_url.rstrip("/"))
         self._headers = {"Content-Type": "application/json", "Accept": "application/json", **headers}
         self._timeout = timeout
@@ -55,7 +57,7 @@ class JsonClient:
         self.closed = threading.Event()
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
-        """One round trip, on a kept connection where there is one. Raises TransportError when no whole reply came."""
+        """Send a request and read its reply, on the open connection if there is one. Raises TransportError without a whole reply."""
         payload = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "backslashreplace")
         try:
             return self._round_trip(method, path, payload)
@@ -63,7 +65,7 @@ class JsonClient:
             raise _transport_error(error, self._timeout) from None
 
     def close(self) -> None:
-        """Break off what is under way, and free the sockets."""
+        """Stop all running requests, and free the sockets."""
         self.closed.set()
         with self._lock:
             for sock in self._sockets:
@@ -92,7 +94,7 @@ class JsonClient:
                 self._drop(connection, sock)
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str]:
-        """This thread's connection, and what stands before the path (a plain proxy wants the whole URL)."""
+        """This thread's connection, and what comes before the path (a plain proxy needs the whole URL)."""
         kept: tuple[http.client.HTTPConnection, str] | None = getattr(self._own, "connection", None)
         if kept is not None and _was_closed(kept[0].sock):
             self._drop(kept[0], kept[0].sock)
@@ -115,14 +117,14 @@ class JsonClient:
 
 
 def _was_closed(sock: socket.socket) -> bool:
-    """Whether the server has closed a kept connection, as it may between two requests: an idle one has nothing to read."""
+    """Whether the server closed a kept connection between two requests. An open one that is idle has nothing to read."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def _connect(url: SplitResult, timeout: float) -> tuple[http.client.HTTPConnection, str]:
-    """A connection, not yet opened, straight or through the proxy that the environment names."""
+    """A connection that is not yet open: direct, or through the proxy that the environment names."""
     host, secure = url.hostname or "", url.scheme == "https"
     port = url.port or (443 if secure else 80)
     context = ssl.create_default_context() if secure else None
@@ -144,7 +146,7 @@ def _connect(url: SplitResult, timeout: float) -> tuple[http.client.HTTPConnecti
 
 
 def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> str:
-    """The body, whole, before the deadline."""
+    """The whole body, read before the deadline."""
     parts: list[bytes] = []
     size = 0
     while not response.isclosed():
@@ -159,9 +161,9 @@ def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: flo
         size += len(part)
         if size > MAX_BODY:
             raise http.client.HTTPException(f"a reply of more than {MAX_BODY >> 20} MiB")
-    if response.length:  # read1 does not say that the connection closed early
+    if response.length:  # read1 does not report that the connection closed early
         raise http.client.IncompleteRead(b"", response.length)
-    response.read()  # nothing is left; it marks the connection free for the next request
+    response.read()  # nothing is left to read; this call makes the connection free for the next request
     return b"".join(parts).decode("utf-8", "replace")
 
 
@@ -175,4 +177,4 @@ def _transport_error(error: Exception, timeout: float) -> TransportError:
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
         return TransportError("the server closed the connection without an answer")
     refused = isinstance(error, ConnectionRefusedError | socket.gaierror)
-    return TransportError(str(error).splitlines()[0] if str(error) else type(error).__name__, refused=refused)
+    return TransportError(first_line(error), refused=refused)

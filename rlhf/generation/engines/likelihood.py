@@ -1,11 +1,12 @@
-"""A last line that is one of some choices, from a model in this process: the likeliest one, or one drawn by likelihood.
+"""Makes the last line of an answer one of some choices: the likeliest choice, or one drawn by likelihood.
 
-What guided decoding is to vLLM, for `transformers_text`, and in the same form (`sampling.last_line_pattern`): free lines, of which the first
-that begins as every choice does is the last, and a choice. It is chosen after the free text was made, not under a mask token by token, which
-would judge a choice by its first token alone: each choice is scored whole, as a branch of the prompt and the text so far, all in one pass.
+`transformers_text` uses it where vLLM uses guided decoding. The answer has the same form (`sampling.last_line_pattern`): free
+lines, then a last line that is a choice. The first line with the common beginning of the choices is the last line. A mask over
+the next tokens would compare choices by their first token alone. So the model writes the free text first, and then each choice is
+scored as a whole: as a branch after the prompt and the text so far, with all choices in one pass.
 
-The choice is tokenised apart from what stands before it, so what it continues is the same for all choices and exactly what the model was
-given and has written; a tokenizer that would merge over that seam changes nothing. Probabilities are of the whole choice, not per token.
+A choice is tokenised apart from the text before it. So all choices follow the same tokens, namely those that the model was given
+and has written. The probability is that of the whole choice, not a mean over its tokens.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ from rlhf.tokens.segments import Segment, collate
 Encoded = tuple[Request, list[int]]
 Group = tuple[Request, list[int], list[Completion]]
 
-TOKENS = 4096  # of a scoring pass, unless one prompt has more
-_LAST_LINE = 1  # sets the last line's random stream apart from the one that the free text is drawn from
+TOKENS = 4096  # at most in one scoring pass, unless a single prompt has more
+_LAST_LINE = 1  # gives the last line another random stream than the free text
 
 
 class LastLines:
-    """Sees to the last lines of one call of `answers`. `free` is the sampling of what comes before; None where nothing does."""
+    """Makes the last lines in one call of `answers`. `free` is the sampling of the text before them; None if there is none."""
 
     def __init__(self, policy: Policy, encoder: Encoder, choices: list[str], sampling: TextSampling, seed: int) -> None:
-        """Raises RecipeError for a limit that a choice does not fit in, ValueError for a choice that another one begins with."""
+        """Raises RecipeError if a choice is longer than `max_new_tokens`, ValueError if one choice begins with another one."""
         if any(a != b and b.startswith(a) for a in choices for b in choices):
-            raise ValueError(f"choices of which one begins another cannot be compared by likelihood: {choices}")
+            raise ValueError(f"cannot compare choices by likelihood where one begins with another: {choices}")
         self._policy, self._encoder, self._choices = policy, encoder, choices
         self._sampling, self._seed = sampling, seed
         self._ids = [encoder.continuation_ids(choice) for choice in choices]
         self._break = encoder.continuation_ids("\n")
         longest = max(map(len, self._ids))
-        self._room = sampling.max_new_tokens - longest  # for the text before the last line, its line break included
+        self._room = sampling.max_new_tokens - longest  # for the text before the last line, with its line break
         if self._room < 0:
             raise RecipeError(
                 f"sampling.max_new_tokens: {sampling.max_new_tokens}, but the answer's last line must be one of "
@@ -60,9 +61,9 @@ class LastLines:
         prompts: Iterator[Encoded],
         written: Callable[[Iterator[Encoded], TextSampling, int], Iterator[Group]],
     ) -> Iterator[Group]:
-        """Each prompt's samples with a last line that is a choice. `written` samples what comes before it.
+        """Each prompt's samples with a last line that is a choice. `written` samples the text before it.
 
-        `ids` of a result are the tokens paid for: all that was sampled, and those that the last line was made with.
+        The `ids` of a result are the tokens paid for: all sampled tokens, and those of the last line.
         """
         if self.free is None:
             nothing = [Completion([], "", False)] * distinct_samples(self._sampling)
@@ -74,7 +75,7 @@ class LastLines:
 
     def _finished(self, groups: list[Group]) -> Iterator[Group]:
         cuts = [[self._cut(sample) for sample in group] for _, _, group in groups]
-        segments = {  # samples that say the same so far are scored once
+        segments = {  # samples with the same text so far are scored once
             (row, before): Segment([*ids, *self._encoder.continuation_ids(before)], self._ids)
             for row, (_, ids, _) in enumerate(groups)
             for before, last in cuts[row]
@@ -92,13 +93,13 @@ class LastLines:
             yield request, ids, done
 
     def _cut(self, sample: Completion) -> tuple[str, str | None]:
-        """The sample's free lines, and its own last line where that is a choice already.
+        """The sample's free lines, and its own last line if that is a choice already.
 
-        Half a character, as a limit leaves it, takes more tokens as text (U+FFFD) than when it was sampled: the text is cut to its room.
+        The limit may leave half a character. As text (U+FFFD) it takes more tokens than were sampled, so the text is cut to fit.
         """
         before, last = free_lines(sample.text, self._choices, ended=sample.ended)
         while last is None and (over := len(self._encoder.continuation_ids(before)) - self._room) > 0:
-            shorter = before[: -1 - math.ceil(over / 4)]  # of bytes: a character is at most four tokens
+            shorter = before[: -1 - math.ceil(over / 4)]  # a token is at least a byte, and a character at most four
             before = shorter and f"{shorter}\n"
         return before, last
 
@@ -114,10 +115,10 @@ class LastLines:
 
 
 def free_lines(text: str, choices: list[str], *, ended: bool = True) -> tuple[str, str | None]:
-    """What of a text comes before its last line, whole lines; and that line where it is exactly a choice, else None.
+    """The whole lines before a text's last line; and the last line if it is exactly a choice, else None.
 
-    The first line that begins as every choice does is the last: nothing counts that stands after it. Of a text that was broken off (not
-    `ended`), the start of such a line is not a line of its own.
+    The first line with the common beginning of the choices is the last line; the text after it does not count. If the text was
+    cut off (not `ended`), a part of such a beginning at its end is not a line.
     """
     lines, starts = text.split("\n"), beginnings(choices)
     if lines[-1] == "" or (not ended and any(start.startswith(lines[-1]) for start in starts)):
@@ -130,7 +131,7 @@ def free_lines(text: str, choices: list[str], *, ended: bool = True) -> tuple[st
 
 @torch.no_grad()
 def log_likelihoods(policy: Policy, segments: Sequence[Segment], *, temperature: float = 1.0) -> list[list[float]]:
-    """log P(completion | prompt) of each segment's completions under the softmax at `temperature`, in passes of about `TOKENS`."""
+    """log P(completion | prompt) of each segment's completions at this temperature, in passes of about `TOKENS` tokens."""
     policy.eval()
     device = policy.transformer.device
     found: list[list[float]] = [[] for _ in segments]
@@ -143,7 +144,7 @@ def log_likelihoods(policy: Policy, segments: Sequence[Segment], *, temperature:
 
 
 def _gathered(groups: Iterator[Group]) -> Iterator[list[Group]]:
-    """Prompts for a pass, as they come: none waits for more than `TOKENS` of others."""
+    """Prompts for one pass. A prompt waits for at most `TOKENS` tokens of other prompts."""
     held: list[Group] = []
     for group in groups:
         held.append(group)
@@ -155,7 +156,7 @@ def _gathered(groups: Iterator[Group]) -> Iterator[list[Group]]:
 
 
 def _batches(segments: Sequence[Segment], policy: Policy) -> Iterator[list[int]]:
-    """The segments' places, longest first, in batches under the budget. Padded, a prompt is computed with each completion."""
+    """The indices of the segments, longest first, in batches of `TOKENS`. With padding, each completion repeats its prompt."""
 
     def cost(segment: Segment) -> int:
         copies = 0 if policy.segments else len(segment.completion_ids) - 1
@@ -174,7 +175,7 @@ def _batches(segments: Sequence[Segment], policy: Policy) -> Iterator[list[int]]
 
 
 def drawn(scores: Sequence[float], draw: float) -> int:
-    """A place drawn with probability proportional to exp(score), by a number in [0, 1)."""
+    """An index drawn with probability proportional to exp(score), by a number in [0, 1)."""
     highest = max(scores)
     shares = list(accumulate(math.exp(score - highest) for score in scores))
     return min(bisect_right(shares, draw * shares[-1]), len(shares) - 1)

@@ -1,8 +1,8 @@
-"""Any server that speaks the OpenAI protocol: many requests at once, faults outlived, the key kept to itself.
+"""Any server that speaks the OpenAI protocol: many requests at once, repeated tries, and a key that stays secret.
 
-A fault that passes (429, 5xx, a time-out, a connection that breaks, half a reply) is tried again; one request's refusal is
-its answer's error; what no request could outlive (a refused key, no such model, nobody there) ends the run with SetupError.
-The key comes from the environment, goes into one header, and is cut out of whatever a server says back.
+After a fault that may pass (429, 5xx, a time-out, a broken connection, half a reply) the request is tried again. If one request is
+refused, its answer has an error. A fault that every request would meet (a refused key, no such model, no server) ends the run
+with SetupError. The key comes from the environment, goes into one header, and is cut out of everything that a server says.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rlhf.recipe.synthesis import OpenaiSection, TextSampling
 
 
 class _Refused(Exception):
-    """This request will not be answered, however often it is asked."""
+    """This request will never be answered."""
 
 
 class _Passing(Exception):
-    """This try failed; a later one may not."""
+    """This try failed; a later one may succeed."""
 
     def __init__(self, reason: str, *, wait: float | None = None, refused: bool = False) -> None:
         super().__init__(reason)
@@ -38,7 +38,7 @@ class _Passing(Exception):
 
 @dataclass
 class _Run:
-    """One call of `answers`: what its requests share. `wanted` choices each; `limit_key` may turn out to be another."""
+    """What the requests in one call of `answers` share. Each wants `wanted` choices. A server may need another `limit_key`."""
 
     client: JsonClient
     pace: Pace
@@ -48,17 +48,17 @@ class _Run:
     vllm: bool
     wanted: int
     limit_key: str = "max_tokens"
-    answered: bool = False  # once a request has been, the key and the model are good
-    unanswered: int = 0  # requests given up in a row because nobody was there
+    answered: bool = False  # after the first answer, the key and the model are known to be right
+    unanswered: int = 0  # requests in a row that found no server
 
 
 class OpenaiServer:
-    """A `TextEngine` that asks a server. `encode` puts prompts as ids, for a server known to take them."""
+    """A `TextEngine` that asks a server. `encode` turns prompts into ids, for a server that takes them."""
 
     def __init__(
         self, section: OpenaiSection, *, name: str = "openai", encode: Callable[[Text], list[int]] | None = None
     ) -> None:
-        """Opens no connection. Raises SetupError for a key that is not set."""
+        """Opens no connection. Raises SetupError if the key is not set."""
         self._section, self._name, self._encode = section, name, encode
         self._key = self._read_key()
         self._runs: list[_Run] = []
@@ -66,7 +66,7 @@ class OpenaiServer:
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        """As `TextEngine.answers`; `concurrency` requests at a time. `choices` is enforced where the server is vLLM."""
+        """As `TextEngine.answers`, with `concurrency` requests at a time. `choices` is enforced if the server is vLLM."""
         refuse_unsupported("openai", sampling, name=self._name)
         section = self._section
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
@@ -82,7 +82,7 @@ class OpenaiServer:
             self._runs.remove(run)
 
     def close(self) -> None:
-        """Break off every request under way."""
+        """Stop every running request."""
         for run in list(self._runs):
             run.client.close()
 
@@ -94,7 +94,7 @@ class OpenaiServer:
         prompt_tokens = completion_tokens = retries = 0
         try:
             path, body = addressed(self._encode(request.prompt) if self._encode else request.prompt, self._section.chat)
-            while len(texts) < run.wanted:  # a server that knows no `n` sends fewer
+            while len(texts) < run.wanted:  # a server without `n` sends fewer
                 left = run.wanted - len(texts)
                 body |= {
                     "model": self._section.model,
@@ -111,11 +111,11 @@ class OpenaiServer:
             return Answer([], [], prompt_tokens, completion_tokens, retries + tries, error=reason, gave_up=True)
         except (_Refused, ValueError, DataError) as refusal:
             return Answer([], [], prompt_tokens, completion_tokens, retries, error=str(refusal))
-        copies = run.sampling.n // run.wanted  # greedy: one stands for all
+        copies = run.sampling.n // run.wanted  # greedy: all copies are equal
         return Answer(texts * copies, ended * copies, prompt_tokens, completion_tokens, retries)
 
     def _insist(self, run: _Run, path: str, body: dict[str, Any]) -> tuple[Choices, int]:
-        """Ask until there are choices; also how often it was asked in vain. Raises _Passing when tries run out."""
+        """(the choices, the number of failed tries before them). Raises _Passing after the last try."""
         tries = 0
         while True:
             try:
@@ -127,7 +127,9 @@ class OpenaiServer:
                     raise
                 if fault.wait:
                     run.pace.hold(fault.wait)
-                run.client.closed.wait((fault.wait or 0.0) + backoff(tries))  # never all at once when the time is up
+                run.client.closed.wait(
+                    (fault.wait or 0.0) + backoff(tries)
+                )  # the random part: workers do not come back all at once
             else:
                 run.unanswered = 0
                 return choices, tries
@@ -159,59 +161,62 @@ class OpenaiServer:
         self._refuse_for_good(reply, run, shared)
         raise _Refused(f"HTTP {reply.status}: {message}" + (f" ({parameter})" if parameter else ""))
 
-    # --- what no request can outlive --------------------------------------------------------------------------------
+    # --- faults that end the run --------------------------------------------------------------------------------
 
     def _refuse_for_good(self, reply: Reply, run: _Run, shared: dict[str, Any]) -> None:
         """Raise SetupError for a reply that every other request would get too."""
         section = self._section
         message, code, parameter = error_of(self._clean(reply.text))
         said = f"HTTP {reply.status}: {message}"
-        if reply.status == 401 or (reply.status == 403 and not run.answered):  # later, 403 is about what was asked
-            key = f"the key in ${section.api_key_env} is refused" if self._key else "a key is wanted; set api_key_env"
-            raise SetupError(f"engine {self._name}: {section.base_url}: {key} ({said})")
+        if reply.status == 401 or (
+            reply.status == 403 and not run.answered
+        ):  # after an answer, 403 is about this request
+            key = f"the key in ${section.api_key_env} is refused" if self._key else "it needs a key; set api_key_env"
+            raise self._error(f"{key} ({said})")
         if reply.status == 404:
-            raise SetupError(f"engine {self._name}: {section.base_url}: {self._not_found(run)} ({said})")
+            raise self._error(f"{self._not_found(run)} ({said})")
         if 300 <= reply.status < 400:
             there = self._clean(reply.headers.get("location", "another address"))
-            raise SetupError(
-                f"engine {self._name}: {section.base_url}: redirects to {there}, which is not followed (a key must go to no "
-                f"other host); set base_url to where the API is ({said})"
+            raise self._error(
+                f"redirects to {there}, which is not followed (a key must go to no other host); set base_url to the "
+                f"address of the API ({said})"
             )
         if code == "insufficient_quota":
-            raise SetupError(f"engine {self._name}: {section.base_url}: the account's quota is used up ({said})")
+            raise self._error(f"the account's quota is used up ({said})")
         if reply.status in (400, 422):
             names = [key for key in (*shared, "seed") if key == parameter]
             names += [key for key in EXTRAS if key in shared and key in message and key not in names]
             if names:
-                hint = "take it out of the step's sampling" if names[0] in EXTRAS else "change the step's sampling"
-                raise SetupError(f"engine {self._name}: {section.base_url} refuses {names[0]}: {hint} ({said})")
+                hint = "remove it from the step's sampling" if names[0] in EXTRAS else "change the step's sampling"
+                raise self._error(f"refuses {names[0]}: {hint} ({said})")
 
     def _not_found(self, run: _Run) -> str:
         models = [str(model.get("id")) for model in self._models(run)]
         if not models:
             return f"no model {self._section.model!r}, or base_url is not the one that ends in /v1"
         if self._section.model in models:
-            return (
-                f"it has the model {self._section.model!r}, but not this endpoint; try the other of chat: chat | plain"
-            )
+            return f"it has the model {self._section.model!r}, but not this endpoint; set chat to the other of chat | plain"
         return f"no model {self._section.model!r}; it has {', '.join(models[:20])}" + (", ..." if models[20:] else "")
 
     def _give_up(self, run: _Run, fault: _Passing) -> None:
-        """Nobody there, for as many requests in a row as run at once: the rest would fare no better."""
-        if not fault.refused:
-            return
-        run.unanswered += 1
-        if run.unanswered >= self._section.concurrency:
-            raise SetupError(
-                f"engine {self._name}: nothing answers at {self._section.base_url} ({fault}); "
-                "start the server, or mend base_url"
-            )
+        """End the run if as many requests in a row as run at once found no server: the rest would not find it either."""
+        run.unanswered += fault.refused
+        if fault.refused and run.unanswered >= self._section.concurrency:
+            raise self._nobody(str(fault))
+
+    def _nobody(self, reason: str) -> SetupError:
+        return self._error(f"nothing answers there ({reason}); start the server, or correct base_url")
+
+    def _error(self, problem: str) -> SetupError:
+        return SetupError(f"engine {self._name}: {self._section.base_url}: {problem}")
 
     # --- the server itself ------------------------------------------------------------------------------------------
 
     def _is_vllm(self, run: _Run) -> bool:
-        """Whether the server says so of its models. Tried as often as a request: one that is busy now is none the less vLLM, and must be
-        sent every setting. A server with no such list is another."""
+        """Whether the server's list of models says so; a server without a list is not vLLM.
+
+        The list is tried as often as a request, because a busy vLLM must get every setting too.
+        """
         tries = 0
         while True:
             try:
@@ -221,10 +226,7 @@ class OpenaiServer:
                 if tries > self._section.max_retries:
                     if not error.refused:
                         return False
-                    raise SetupError(
-                        f"engine {self._name}: nothing answers at {self._section.base_url} ({self._clean(str(error))}); "
-                        "start the server, or mend base_url"
-                    ) from None
+                    raise self._nobody(self._clean(str(error))) from None
                 run.client.closed.wait(backoff(tries))
 
     def _models(self, run: _Run, *, raising: bool = False) -> list[dict[str, Any]]:
@@ -250,10 +252,10 @@ class OpenaiServer:
         key = os.environ.get(variable, "").strip()
         if not key:
             raise SetupError(f"engine {self._name}: api_key_env: the environment variable {variable} is not set")
-        if not (key.isascii() and key.isprintable() and " " not in key):  # http.client would print it in its complaint
-            raise SetupError(f"engine {self._name}: api_key_env: {variable} holds something that cannot be a key")
+        if not (key.isascii() and key.isprintable() and " " not in key):  # http.client would print it in its error
+            raise SetupError(f"engine {self._name}: api_key_env: {variable} is not a valid key")
         return key
 
     def _clean(self, text: str) -> str:
-        """A server's words without the key, which some repeat."""
+        """A server's words without the key; some servers repeat it."""
         return text.replace(self._key, "[key]") if self._key else text

@@ -1,7 +1,7 @@
-"""The OpenAI protocol as pure functions: a request's body out, a reply's choices in. No socket is opened here.
+"""The OpenAI protocol as pure functions: they make a request's body and read a reply's choices. `openai_server` sends them.
 
-Between `openai_server`, which sends, and the servers. What the protocol itself does not have (top-k and the like) goes as
-vLLM's extra keys; to vLLM every setting is sent, because it fills in unset ones from the model's own generation_config.
+Settings that the protocol does not have (top-k and others) are sent as vLLM's extra keys. vLLM gets every setting, because it
+takes unset ones from the model's own generation_config.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from rlhf.data.rows import Text
 from rlhf.generation.engines.sampling import last_line_pattern
 from rlhf.recipe.synthesis import TextSampling
 
-EXTRAS = ("top_k", "min_p", "repetition_penalty", "structured_outputs")  # not of the protocol, but of vLLM and others
+EXTRAS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "structured_outputs",
+)  # not in the protocol; vLLM and others have them
 NOT_ENDED = ("length", "content_filter", "abort", "error", None)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What one call brought, in the server's order."""
+    """The choices of one reply, in the server's order."""
 
     texts: list[str]
     ended: list[bool]
@@ -48,7 +53,7 @@ def settings(
 
 
 def addressed(prompt: Text | list[int], chat: Literal["chat", "plain"]) -> tuple[str, dict[str, Any]]:
-    """The endpoint for a prompt and the body's part that holds it; ids are the prompt of a plain completion.
+    """The endpoint for a prompt, and the part of the body that holds it. Token ids are the prompt of a plain completion.
 
     Raises ValueError for messages to an engine that takes plain text.
     """
@@ -62,9 +67,9 @@ def addressed(prompt: Text | list[int], chat: Literal["chat", "plain"]) -> tuple
 
 
 def parse_choices(text: str, wanted: int) -> Choices:
-    """The choices in a reply, at most `wanted`. Raises ValueError, in a few words, for anything that is not one.
+    """The choices in a reply, at most `wanted`. Raises ValueError with a short reason for anything else.
 
-    A message without content (a refusal, a model that only thought) is an empty text.
+    A message without content (a refusal, or a model that only thought) is an empty text.
     """
     try:
         reply = json.loads(text)
@@ -75,8 +80,7 @@ def parse_choices(text: str, wanted: int) -> Choices:
         raise ValueError("the reply has no list of choices")
     if not found:
         raise ValueError("the reply has no choices")
-    places = [choice.get("index") for choice in found]
-    if all(type(place) is int for place in places):
+    if all(type(choice.get("index")) is int for choice in found):
         found = sorted(found, key=lambda choice: choice["index"])
     found = found[:wanted]
     texts = [_text(choice) for choice in found]
@@ -88,7 +92,7 @@ def parse_choices(text: str, wanted: int) -> Choices:
 
 
 def error_of(text: str) -> tuple[str, str, str]:
-    """A failed reply's message, code and parameter, as far as it says; its first 300 characters where it is not JSON."""
+    """A failed reply's message, code and parameter, as far as it names them; its first 300 characters if it is not JSON."""
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""When to ask again: which faults pass, how long to wait, and how fast requests may follow each other.
+"""When to ask again: which faults may pass, how long to wait, and how fast requests may follow each other.
 
-Under the client of OpenAI-compatible servers. Waiting grows exponentially with full-range jitter halved ("equal jitter"), so
-that clients that failed together do not return together; a server's own Retry-After is kept to, by all workers at once.
+`openai_server` uses it. The wait doubles with each try, and half of it is random ("equal jitter"): clients that failed together
+do not come back together. If the server sends Retry-After, all workers wait so long.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from email.utils import parsedate_to_datetime
 
 FIRST_WAIT = 0.5  # seconds, doubled with each further try
 LONGEST_WAIT = 60.0
-LONGEST_RETRY_AFTER = 600.0  # a server that says longer is asked again after this
+LONGEST_RETRY_AFTER = 600.0  # if a server names a longer time, it is asked again after this
 
 # Request Timeout, Conflict (a lock, says OpenAI's client), Too Early, Too Many Requests, and anything the server did wrong
 PASSING = frozenset({408, 409, 425, 429})
 
 
 def passes(status: int) -> bool:
-    """Whether the same request may be answered later. 501 says that it never will."""
+    """Whether the same request may be answered later. 501 says that it never will be."""
     return status in PASSING or (status >= 500 and status != 501)
 
 
@@ -32,7 +32,7 @@ def backoff(tries: int) -> float:
 
 
 def retry_after(value: str | None, *, now: Callable[[], float] = time.time) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or a date: RFC 9110, 10.2.3); None where it cannot be read."""
+    """Seconds that a Retry-After header asks for (a number, or a date: RFC 9110, 10.2.3); None if it cannot be read."""
     if value is None:
         return None
     try:
@@ -46,9 +46,9 @@ def retry_after(value: str | None, *, now: Callable[[], float] = time.time) -> f
 
 
 class Pace:
-    """Spaces requests evenly, `per_minute` at most (None: as they come), for any number of threads.
+    """Spaces the requests of any number of threads evenly: at most `per_minute` (None: no limit).
 
-    `sleep` returns early when it is told to stop; the clock and it are given so that tests need not wait.
+    `sleep` may return early, when everything stops. It and the clock are arguments so that tests need not wait.
     """
 
     def __init__(
@@ -73,6 +73,6 @@ class Pace:
             self._sleep(at - now)
 
     def hold(self, seconds: float) -> None:
-        """No request for so long: the server said so to one, and means all."""
+        """Let no request go for so long. The server said it to one worker and means all."""
         with self._lock:
             self._next = max(self._next, self._clock() + seconds)

@@ -1,7 +1,7 @@
-"""What the engines share about sampling: which settings each can hold to, and what a request's randomness hangs on.
+"""What the engines share about sampling: which settings each engine has, and what a request's random numbers depend on.
 
-No engine ignores a setting it cannot carry out: a recipe that asks for one is refused, with the engine that has it named.
-Imports nothing heavy, so that `rlhf check` can ask too.
+No engine ignores a setting that it does not have: such a recipe is refused, with the name of an engine that has it. Imports
+nothing heavy, because `rlhf check` uses it too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rlhf.recipe.synthesis import TextSampling
 
 Engine = Literal["transformers", "vllm", "openai"]
 T = TypeVar("T")
-RATIONALE_LINES = 30  # at most, before a last line that is a choice
+RATIONALE_LINES = 30  # at most so many before the last line
 
 
 def unsupported(engine: Engine, sampling: TextSampling) -> list[tuple[str, str]]:
-    """The settings that do not go with this engine, each with what is wrong; empty when all do."""
+    """The settings that this engine does not have, each with what is wrong."""
     problems = []
     if engine != "transformers":
         if sampling.num_beams > 1:
@@ -38,13 +38,13 @@ def unsupported(engine: Engine, sampling: TextSampling) -> list[tuple[str, str]]
 
 
 def refuse_unsupported(engine: Engine, sampling: TextSampling, *, name: str) -> None:
-    """Raise RecipeError for settings that this engine cannot carry out."""
+    """Raise RecipeError for settings that this engine does not have."""
     if problems := unsupported(engine, sampling):
         raise RecipeError([f"engine {name}: sampling.{key}: {problem}" for key, problem in problems])
 
 
 def distinct_samples(sampling: TextSampling) -> int:
-    """How many samples to ask for: greedy ones are all the same, and one stands for `n`."""
+    """How many samples to ask for. Greedy samples are all equal, so one is enough for `n`."""
     return 1 if sampling.temperature == 0 and sampling.num_beams == 1 else sampling.n
 
 
@@ -54,22 +54,23 @@ def stream(key: str) -> int:
 
 
 def request_seed(seed: int, key: str, part: int = 0) -> int:
-    """A request's own seed, 31 bits: some servers take no more. `part` tells the calls of one request apart."""
+    """A request's own seed: 31 bits, because some servers take no more. `part` is the number of the call for this request."""
     digest = hashlib.blake2b(f"{seed}\0{part}\0{key}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def beginnings(choices: list[str]) -> tuple[str, ...]:
-    """What makes a line the last one: what every choice begins with ("Verdict: "), or their first characters where that is nothing."""
+    """A line that begins so is the last line: the common beginning of all choices ("Verdict: "), else their first characters."""
     common = "".join(c[0] for c in takewhile(lambda column: len(set(column)) == 1, zip(*choices, strict=False)))
     return (common,) if common else tuple(sorted({choice[0] for choice in choices}))
 
 
 def last_line_pattern(choices: list[str]) -> str:
-    """A regular expression, as guided decoding takes it: a rationale of up to 30 lines, then a last one that is a choice.
+    """A regular expression for guided decoding: a rationale of up to 30 lines, then a last line that is a choice.
 
-    A line that begins as every choice does ("Verdict: ") is the last, so the model cannot go on after it or bend it. Guided
-    decoding knows no look-ahead: lines that do not begin so are spelled out by the place where they leave the beginning.
+    A line with the common beginning of the choices ("Verdict: ") is the last line: the model can neither write on after it nor
+    end it in another way. Guided decoding has no look-ahead, so the pattern lists every way in which a line can leave that
+    beginning.
     """
     last = f"({'|'.join(map(re.escape, choices))})"
     if isinstance(choices, OneLine):
@@ -82,7 +83,7 @@ def last_line_pattern(choices: list[str]) -> str:
 
 
 def windows(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive lists of at most `size`, read only when asked for."""
+    """Consecutive lists of at most `size` items. A list is read only when it is asked for."""
     source = iter(items)
     while window := list(islice(source, size)):
         yield window

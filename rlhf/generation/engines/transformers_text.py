@@ -1,8 +1,8 @@
-"""Texts from a model in this process: requests to ids, batches of like length, and ids back to text.
+"""Texts from a model in this process: requests become ids, prompts of similar length share a batch, and ids become text again.
 
-Sampling is done by `generation.in_process`, so a request's samples come from its own random stream (seed, key, sample): a resumed
-run, or one in another order, draws the same. Beam search, which that has not, goes through transformers' `generate` under a
-GenerationConfig that states every setting; the model's own is put away, since `generate` fills what is unset from it.
+`generation.in_process` does the sampling, so a request's samples come from its own random stream (seed, key, sample). A resumed
+run, or a run in another order, draws the same. Beam search goes through transformers' `generate` with a GenerationConfig that
+states every setting. The model's own GenerationConfig is removed, because `generate` takes unset values from it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from transformers import GenerationConfig
 
-from rlhf.errors import RecipeError
+from rlhf.errors import RecipeError, first_line
 from rlhf.generation.decoding import TokenPrompt
 from rlhf.generation.engine import Completion
 from rlhf.generation.engines.encode import Encoder, located, named
 from rlhf.generation.engines.likelihood import Encoded, Group, LastLines
 from rlhf.generation.engines.sampling import distinct_samples, refuse_unsupported, request_seed, stream, windows
-from rlhf.generation.in_process import InProcessEngine
+from rlhf.generation.in_process import InProcessEngine, context_length, default_device
 from rlhf.generation.penalties import Penalties
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.models.load import load_policy
@@ -26,20 +26,20 @@ from rlhf.models.policy import Policy
 from rlhf.recipe.sections import TemplateSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
 
-WINDOW = 16  # batches read ahead, so that prompts of like length can share one
+WINDOW = 16  # batches read ahead, so that prompts of similar length can share a batch
 
 
 class TransformersText:
-    """A `TextEngine` on one device: the GPU where there is one."""
+    """A `TextEngine` on one device: the GPU, if there is one."""
 
     def __init__(
         self, section: TransformersSection, *, name: str = "transformers", template: TemplateSection | None = None
     ) -> None:
-        """`template` overrides what `section.chat` says, for callers that have one. Raises RecipeError, SetupError."""
+        """A `template` replaces what `section.chat` says. Raises RecipeError, SetupError."""
         self._name = name
         path, adapter = located(name, section.model.name_or_path, section.adapter)
         model = section.model.model_copy(update={"name_or_path": path})
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         self._encoder = named(name, lambda: Encoder(path, section.chat, template))
         policy = named(name, lambda: load_policy(model, quantization=section.quantization, device=device))
         if adapter is not None:
@@ -47,12 +47,12 @@ class TransformersText:
         self._engine = InProcessEngine(policy.eval(), self._encoder.tokenizer)
         network = policy.transformer
         network.generation_config = GenerationConfig()
-        self._positions: int | None = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+        self._positions = context_length(network)
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None
     ) -> Iterator[tuple[Request, Answer]]:
-        """As `TextEngine.answers`; reads 16 batches ahead and answers the longest prompts first. `choices` are enforced by likelihood."""
+        """As `TextEngine.answers`. Reads 16 batches ahead and answers the longest prompts first; likelihoods enforce `choices`."""
         refuse_unsupported("transformers", sampling, name=self._name)
         refused: list[tuple[Request, Answer]] = []
         encoded = self._encoded(requests, sampling, refused)
@@ -69,7 +69,7 @@ class TransformersText:
         yield from refused
 
     def close(self) -> None:
-        """Let go of the model's memory."""
+        """Free the model's memory."""
         del self._engine
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -77,7 +77,7 @@ class TransformersText:
     def _encoded(
         self, requests: Iterable[Request], sampling: TextSampling, refused: list[tuple[Request, Answer]]
     ) -> Iterator[Encoded]:
-        """The requests with their ids, the longest of each window first; those that cannot be asked go to `refused`."""
+        """The requests with their ids, the longest of each window first. Requests that cannot be asked go to `refused`."""
         for window in windows(requests, max(1, sampling.batch_size // _rows_each(sampling)) * WINDOW):
             fit: list[Encoded] = []
             encoded = self._encoder.fitting(window, sampling.max_new_tokens, self._positions)
@@ -101,8 +101,8 @@ class TransformersText:
             yield *running.pop(tag), group
 
     def _searched(self, encoded: Iterator[Encoded], sampling: TextSampling, seed: int) -> Iterator[Group]:
-        """Beam search. One request at a time where a batch would change the answer: sampled beams share a generator, and
-        `generate` counts padding (here often EOS) among the tokens to penalise."""
+        """Beam search. It takes one request at a time if a batch would change the answer: sampled beams share a random
+        generator, and `generate` penalises padding (often EOS) like tokens of the text."""
         together = sampling.temperature == 0 and not Penalties(sampling)
         for batch in windows(encoded, max(1, sampling.batch_size // sampling.num_beams) if together else 1):
             with torch.random.fork_rng():
@@ -129,25 +129,24 @@ class TransformersText:
         return [rows[i : i + sampling.n] for i in range(0, len(rows), sampling.n)]
 
     def _until_stop(self, ids: list[int]) -> list[int]:
-        """A row up to its first stop token; what follows is padding."""
+        """A row up to its first stop token. The rest is padding."""
         end = next((i for i, token in enumerate(ids) if token in self._engine.stop_ids), len(ids) - 1)
         return ids[: end + 1]
 
 
 def _add_adapter(policy: Policy, folder: str) -> None:
-    """Merge the adapter into the model, as `final/` is made; onto a 4-bit base, which cannot take it, lay it beside."""
+    """Merge the adapter into the model, as `final/` does. A 4-bit base cannot take it: there it stays beside the base."""
     from peft import PeftModel
 
     try:
         adapted = PeftModel.from_pretrained(policy.transformer, folder)
     except (ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"adapter: {folder} does not fit this model: {reason}") from error
+        raise RecipeError(f"adapter: {folder} does not fit this model: {first_line(error)}") from error
     policy.model = adapted if getattr(policy.transformer, "hf_quantizer", None) else adapted.merge_and_unload()
 
 
 def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) -> GenerationConfig:
-    """Every setting stated; None and 1.0 switch a thing off."""
+    """States every setting. None and 1.0 switch a setting off."""
     sampled = sampling.temperature > 0
     warpers = {
         "temperature": sampling.temperature,
@@ -172,11 +171,11 @@ def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) ->
 
 
 def _rows_each(sampling: TextSampling) -> int:
-    """Places of the batch that a request takes."""
+    """How many rows of the batch a request takes."""
     return sampling.num_beams if sampling.num_beams > 1 else distinct_samples(sampling)
 
 
 def _answer(prompt: list[int], group: list[Completion], sampling: TextSampling) -> Answer:
     texts, ended = [c.text for c in group], [c.ended for c in group]
-    copies = sampling.n // len(group)  # greedy: one stands for all
+    copies = sampling.n // len(group)  # greedy: all copies are equal
     return Answer(texts * copies, ended * copies, len(prompt), sum(len(c.ids) for c in group))

@@ -1,16 +1,16 @@
-"""The prompts that ask models for data: those that come with rlhf (the text files here), a user's own, and how they are filled.
+"""The prompts that ask models for data: the text files in this folder, or the user's own.
 
-A built-in prompt is named by what it is for and its language: judge.en.txt. A recipe's `prompt:` is a text, or the path of a UTF-8 text
-file. Either holds placeholders such as {prompt}, filled in one pass, so that braces in a text stay what they are.
+A built-in prompt has its step and its language in its name: judge.en.txt. A recipe's `prompt:` is a text, or the path of a
+UTF-8 text file. Both hold placeholders such as {prompt}. All placeholders are filled in one pass, so other braces stay.
 
-Texts of others (prompts and candidates) are put between fences, a tag with 16 hex digits that depend on the very texts:
+Texts that the step did not write (prompts and candidate answers) stand between fences. A fence is a tag with 16 hex digits:
 
     <answer 3b1f0c5d8e7a9210>
     ...
     </answer 3b1f0c5d8e7a9210>
 
-Whoever wrote a candidate cannot have known them, and digits that do occur in a text are never taken; so no text can close its own
-fence and speak as the judge's prompt or as another candidate.
+The digits are computed from these texts, and never occur in them. So no text can close its own fence and pass for the
+judge's prompt or for another candidate.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from rlhf.data.formats.templates import fill, placeholders
+from rlhf.data.rows import Text
 from rlhf.errors import RecipeError
 
 FOLDER = Path(__file__).parent
 
-# what a step's prompt must hold, and what it may
+# step: (the placeholders that its prompt must hold, those that it may hold)
 PLACEHOLDERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "generate": (("prompt",), ()),
     "pool": (("prompt",), ()),
@@ -42,9 +43,9 @@ def built_in(name: str, language: str) -> str:
 
 
 def template(value: str | None, step: str, language: str) -> str:
-    """A step's prompt: the recipe's own text or file, or with None the one that comes with rlhf (generate and pool: the row's prompt alone).
+    """A step's prompt: the recipe's text or file. None is the built-in one (for generate and pool: the row's prompt alone).
 
-    Raises RecipeError for a file that cannot be read, and for a text without one of the placeholders that the step needs.
+    Raises RecipeError for a file that cannot be read, and for a text without a placeholder that the step needs.
     """
     needs, may = PLACEHOLDERS[step]
     if value is None:
@@ -60,13 +61,27 @@ def template(value: str | None, step: str, language: str) -> str:
     return text
 
 
-def filled(text: str, values: Mapping[str, str]) -> str:
-    """The template with its placeholders filled, once each; braces around anything else stay."""
-    return fill(text, values)
+def fill_fenced(text: str, fences: Mapping[str, tuple[str, str]], **words: str) -> tuple[str, str]:
+    """The template filled with texts between fences, and with our own `words`; also the digits of the fences.
+
+    `fences`: placeholder -> (tag, text).
+    """
+    number = nonce(inner for _, inner in fences.values())
+    return fill(text, {name: fenced(tag, number, inner) for name, (tag, inner) in fences.items()} | words), number
+
+
+def with_system(system: str | None, prompt: Text) -> Text:
+    """The prompt with a system message. A system message of the row's own is joined to it: chat templates take only one."""
+    if system is None:
+        return prompt
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if turns and turns[0]["role"] == "system":
+        system, turns = f"{system}\n\n{turns[0]['content']}", turns[1:]
+    return [{"role": "system", "content": system}, *turns]
 
 
 def nonce(texts: Iterable[str]) -> str:
-    """16 hex digits that occur in none of the texts, and that change with any of them."""
+    """16 hex digits that occur in none of the texts. Other texts give other digits."""
     held = list(texts)
     digest = hashlib.blake2b(digest_size=8)
     for text in held:
@@ -77,12 +92,12 @@ def nonce(texts: Iterable[str]) -> str:
 
 
 def fenced(tag: str, number: str, text: str) -> str:
-    """A text between fences of `nonce`'s digits."""
+    """A text between fences with these digits."""
     return f"<{tag} {number}>\n{text}\n</{tag} {number}>"
 
 
 def without_fence(text: str, number: str) -> str | None:
-    """A model's answer without the fence that it copied around it; None when the digits occur elsewhere in it."""
+    """A model's answer without the fence that it copied around it; None if the digits occur anywhere else in it."""
     lines = text.strip().split("\n")
     if lines[0].startswith("<") and number in lines[0]:
         lines = lines[1:]

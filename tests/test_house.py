@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "rlhf").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PYTHON = [*SOURCES, *TESTS, *sorted((ROOT / "benchmarks").rglob("*.py"))]
 # Folders of tests that belong to no package of rlhf.
-BESIDE = {"benchmarks", "golden", "mutants", "parity", "smoke", "vllm"}
+BESIDE = {"benchmarks", "golden", "journey", "mutants", "parity", "smoke", "vllm"}
 
 
 def name(path: Path) -> str:

@@ -79,8 +79,10 @@ def adapter_lineage(folder: Path) -> Lineage | None:
 
 def saved_template(folder: Path) -> TemplateSection | None:
     """The template that a `final/` was trained with; None for a model from elsewhere."""
-    lineage = read_lineage(folder)
-    return None if lineage is None else TemplateSection.model_validate(lineage.template)
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    return TemplateSection.model_validate(json.loads(path.read_text(encoding="utf-8"))["template"])
 
 
 def quantization_of(lineage: Lineage, asked: QuantizationSection | None, folder: Path) -> QuantizationSection | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "probe.json"
-ROWS, TOKENS = 4, 128  # of the training rows, and of each part of a row: enough to tell, quick to run
+ROWS, TOKENS = 4, 128  # training rows, and tokens of each part of a row: enough to tell, quick to run
 # The most that the numbers may differ. Log-probabilities are means over a row's tokens, in nats; scores are as they are.
 EXACT = 1e-5  # relative, in float32 on both sides
 SAME = {"logprobs": 2e-3, "scores": 2e-2}  # quantised or in bfloat16, on both sides alike
@@ -34,7 +34,9 @@ OTHER = {"logprobs": 3e-2, "scores": 2e-1}  # loaded in another precision than i
 
 def write_probe(module: Policy | ScalarModel, segments: Sequence[Segment], folder: Path) -> None:
     """Run a few rows through the trained module and write them with its numbers."""
-    rows = [_short(segments[i]) for i in range(min(ROWS, len(segments)))]
+    rows = [_short(segment) for segment in segments]
+    if not rows:
+        return
     content = {
         "kind": _kind(module),
         "precision": _precision(module),

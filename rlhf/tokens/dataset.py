@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,11 +51,6 @@ class TokenizedRows:
         """What a stage trains on."""
         return self.segments
 
-    @property
-    def samples(self) -> Sequence[Segment]:
-        """A few rows to hold a model against."""
-        return self.segments[:8]
-
 
 class Prompts(list[Prompt]):
     """Prompts in file order. Beside them: where each came from, the report, and a hash of the prompts."""
@@ -69,12 +63,6 @@ class Prompts(list[Prompt]):
     def items(self) -> Sequence[Prompt]:
         """What a stage starts from."""
         return self
-
-    @property
-    def samples(self) -> Sequence[Segment]:
-        """A few rows to hold a model against: prompts cut in two."""
-        halves = ((p.ids[: len(p.ids) // 2], p.ids[len(p.ids) // 2 :]) for p in self if len(p.ids) > 1)
-        return [Segment(first, [second]) for first, second in islice(halves, 8)]
 
 
 def tokenize(

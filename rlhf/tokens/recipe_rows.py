@@ -5,12 +5,14 @@ What is shown is therefore what is trained: the same sources, limits and seed, f
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rlhf.data.load import Stream
 from rlhf.recipe.schema import EvalRecipe, GenerateRecipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import Prompts, TokenizedRows, prompts, tokenize
+from rlhf.tokens.segments import Segment
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,3 +59,11 @@ def training_rows(
 def sampling_prompts(recipe: GenerateRecipe | EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts that a recipe samples completions of. Raises DataError as `prompts` does."""
     return prompts(recipe.prompts, tokenizer, recipe.template, seed=recipe.seed)
+
+
+def probe_rows(rows: TokenizedRows | Prompts, count: int) -> list[Segment]:
+    """A few rows to hold a model against; prompts alone are cut in two, the second half as the completion."""
+    if isinstance(rows, TokenizedRows):
+        return [rows.segments[i] for i in range(min(count, len(rows.segments)))]
+    long = [p.ids for p in islice(rows, count) if len(p.ids) > 1]
+    return [Segment(ids[: len(ids) // 2], [ids[len(ids) // 2 :]]) for ids in long]

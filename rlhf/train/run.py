@@ -25,7 +25,7 @@ from rlhf.runs.identity import of_callable, of_model
 from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
-from rlhf.tokens.recipe_rows import training_rows, with_template
+from rlhf.tokens.recipe_rows import probe_rows, training_rows, with_template
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.loop import Stage, fit
@@ -64,7 +64,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
             lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
             (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")
-            write_probe(stage.model, rows.samples, final)
+            write_probe(stage.model, probe_rows(rows, PROBE_ROWS), final)
             lost = setup.load_again(stage.model, final)
         accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")
     accelerator.wait_for_everyone()

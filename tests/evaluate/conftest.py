@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlhf.models.lineage import Base, Lineage
 from rlhf.models.load import load_scalar_model
 from rlhf.models.save import save_final
 from rlhf.recipe.schema import RECIPE, EvalRecipe
@@ -42,7 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     reward = tmp_path_factory.mktemp("R")
     torch.manual_seed(2)
     scalar = load_scalar_model(ModelSection(name_or_path=folders["A"]))
-    save_final(scalar, tokenizer, reward, dtype=torch.float32, lineage={"template": {"kind": "chat"}})
+    base = Base(folders["A"], "", "float32", None)
+    lineage = Lineage("reward", base, (), {"kind": "chat"}, rows="", steps=1, processes=1, rlhf="0.1.0")
+    save_final(scalar, tokenizer, reward, dtype=torch.float32, lineage=lineage)
     return {**folders, "R": str(reward)}
 
 

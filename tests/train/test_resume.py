@@ -68,7 +68,8 @@ def test_resuming_is_bitwise_equal(method: str, lora: Any, recipe_of: Recipes, m
     torch.manual_seed(123)  # whatever state this process is in, the checkpoint's counts
     train(broken)
     assert_same(state_of(Path(whole.output_dir) / "checkpoints/step-000006"), state_of(checkpoints / "step-000006"))
-    ours, theirs = (load_file(Path(r.output_dir) / "final/model.safetensors") for r in (whole, broken))
+    name = "model.safetensors" if lora is None else "adapter_model.safetensors"
+    ours, theirs = (load_file(Path(r.output_dir) / "final" / name) for r in (whole, broken))
     assert_same(ours, theirs)
     assert quiet(metrics_of(whole)) == quiet(metrics_of(broken))
 

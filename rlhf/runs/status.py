@@ -20,9 +20,11 @@ from typing import Any, Self
 from rlhf.errors import RecipeError
 from rlhf.recipe.loader import digest, dump
 from rlhf.recipe.schema import AnyRecipe
-from rlhf.recipe.walk import texts
+from rlhf.recipe.walk import sections, texts
 from rlhf.runs.failure import explain, is_main_process
+from rlhf.runs.identity import of_callable, of_folder
 from rlhf.runs.lock import FolderLock
+from rlhf.runs.manifest import NAME as MANIFEST
 from rlhf.runs.manifest import write_atomically
 
 
@@ -91,14 +93,21 @@ def read_status(folder: str | Path) -> dict[str, Any] | None:
 
 
 def inputs(recipe: AnyRecipe) -> dict[str, str | None]:
-    """The runs that a recipe reads from (every folder it names that lies in a run's folder), and when each finished."""
+    """What a recipe reads, and a mark of what that is now: a training run by its model's content, another run by when it
+    finished, a function by its source.
+    """
     own = os.path.normpath(recipe.output_dir)
     found: dict[str, str | None] = {}
     for text in texts(recipe):
         for folder in _folders(text):
             status = read_status(folder) if folder != own else None
             if status is not None:
-                found[folder] = status.get("finished_at")
+                final = Path(folder) / "final"
+                found[folder] = of_folder(final) if (final / MANIFEST).is_file() else status.get("finished_at")
+    for _, section in sections(recipe):
+        spec = getattr(section, "callable", None)
+        if isinstance(spec, str):
+            found[spec] = of_callable(spec)
     return dict(sorted(found.items()))
 
 

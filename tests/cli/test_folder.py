@@ -16,7 +16,7 @@ from rich.console import Console
 from rlhf.cli.folder import StageFailed, read_stages, run_folder
 from rlhf.errors import RecipeError
 from rlhf.recipe import load
-from rlhf.runs.manifest import write_atomically
+from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.status import Status, inputs, peak_rss_mib, read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +170,30 @@ def test_many_processes_cannot_run_a_folder(folder: Folder, monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="launch one stage: accelerate launch -m rlhf train"):
         run_folder("recipes")
+
+
+def test_a_changed_reward_function_runs_its_stage_again(folder: Folder) -> None:
+    Path("judge.py").write_text("def score(prompts, completions):\n    return [0.0] * len(completions)\n")
+    ppo = "method: ppo\noutput_dir: out/ppo\n" + MODEL.format("base") + "ppo: {rewards: [{callable: judge.py:score}]}\n"
+    Path("recipes/11_ppo.yaml").write_text(ppo)
+    assert "11_ppo" in folder.run()
+    assert folder.run() == []
+    Path("judge.py").write_text(Path("judge.py").read_text().replace("0.0", "1.0"))
+    assert folder.run() == ["11_ppo"]
+
+
+def test_a_training_run_is_an_input_by_its_models_content(folder: Folder) -> None:
+    final = Path("out/sft/final")
+    folder.run()
+    with atomic_folder(final) as made:
+        (made / "model.txt").write_text("1")
+    assert folder.run() == ["10_dpo"]
+    with Status(load("recipes/2_sft.yaml")):  # again, to the same model
+        pass
+    assert folder.run() == []
+    with atomic_folder(final) as made:
+        (made / "model.txt").write_text("2")
+    assert folder.run() == ["10_dpo"]
 
 
 def test_inputs_are_the_runs_that_a_recipe_reads_from(folder: Folder) -> None:

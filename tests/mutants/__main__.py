@@ -28,7 +28,7 @@ TESTS = {
     "rlhf/losses/advantages.py": ["tests/losses/test_advantages.py", "tests/losses/test_masked.py"],
     "rlhf/losses/dpo.py": ["tests/losses/test_dpo.py"],
     "rlhf/losses/kl.py": ["tests/losses/test_kl.py"],
-    "rlhf/losses/masked.py": ["tests/losses/test_advantages.py", "tests/losses/test_masked.py"],
+    "rlhf/losses/whitening.py": ["tests/losses/test_advantages.py", "tests/losses/test_masked.py"],
     "rlhf/losses/ppo.py": ["tests/losses/test_ppo_details.py", "tests/losses/test_masked.py"],
     "rlhf/losses/reward.py": ["tests/losses/test_reward.py"],
     "rlhf/losses/sft.py": ["tests/losses/test_sft.py"],

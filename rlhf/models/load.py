@@ -7,7 +7,6 @@ reference terms of DPO compare log-probabilities, and noise in them is bias. `lo
 from __future__ import annotations
 
 import importlib.util
-import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,6 @@ from rlhf.recipe.sections import LoraSection, ModelSection, QuantizationSection
 from rlhf.tokens.tokenizer import find_model
 
 transformers_logging.disable_progress_bar()
-# peft imports bitsandbytes wherever it is installed, which then warns of an optional kernel that nobody asked for
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,9 @@ def value_loss(
 
 
 def missing_eos_scores(scores: Tensor, ended: Tensor, *, mode: Literal["replace", "penalty"], value: float) -> Tensor:
-    """Scores where a completion that never reached a stop token gets `value` instead, or its score plus `value`.
+    """Scores where a completion that never reached a stop token gets `value` instead, or its score less `value`.
 
-    scores: [M]. ended: true where a stop token was sampled, [M]. `penalty` expects a negative value.
+    scores: [M]. ended: true where a stop token was sampled, [M]. A penalty is subtracted, so it is not negative.
     """
-    unfinished = torch.full_like(scores, value) if mode == "replace" else scores + value
+    unfinished = torch.full_like(scores, value) if mode == "replace" else scores - value
     return torch.where(ended, scores, unfinished)

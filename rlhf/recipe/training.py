@@ -143,10 +143,21 @@ class AdaptiveKlSection(Section):
 
 
 class MissingEosSection(Section):
-    """What a completion without a stop token scores: a fixed value instead, or its score less a penalty."""
+    """What a completion without a stop token scores: a fixed `value` instead (`replace`), or its score less `value`
+    (`penalty`, which is not negative).
+    """
 
     mode: Literal["replace", "penalty"] = "replace"
     value: float = -1.0
+
+    @model_validator(mode="after")
+    def _a_penalty_is_subtracted(self) -> MissingEosSection:
+        if self.mode == "penalty" and self.value < 0:
+            raise ValueError(
+                f"value: a penalty is subtracted from the score, so {self.value:g} would reward a completion that does not end; "
+                f"write {-self.value:g}"
+            )
+        return self
 
 
 class PpoSection(Section):

@@ -272,7 +272,7 @@ def missing_eos(scores: Sequence[float], ended: Sequence[bool], mode: str, value
         elif mode == "replace":
             out.append(value)
         elif mode == "penalty":
-            out.append(float(score) + value)
+            out.append(float(score) - value)
         else:
             raise ValueError(mode)
     return out

@@ -220,7 +220,7 @@ def test_value_loss_by_hand() -> None:
 
 
 @check
-@given(numbers, st.lists(st.booleans(), min_size=1, max_size=6), modes, st.floats(-9, 0))
+@given(numbers, st.lists(st.booleans(), min_size=1, max_size=6), modes, st.floats(-9, 9))
 def test_missing_eos(draw: Numbers, ended: list[bool], mode: str, value: float) -> None:
     scores = draw(len(ended), scale=3)
     ours = missing_eos_scores(tensor(scores), torch.tensor(ended), mode=mode, value=value)
@@ -231,5 +231,5 @@ def test_missing_eos(draw: Numbers, ended: list[bool], mode: str, value: float) 
 def test_missing_eos_by_hand() -> None:
     scores, ended = torch.tensor([2.0, 3.0, -4.0]), torch.tensor([True, False, False])
     assert missing_eos_scores(scores, ended, mode="replace", value=-1.0).tolist() == [2.0, -1.0, -1.0]
-    assert missing_eos_scores(scores, ended, mode="penalty", value=-1.0).tolist() == [2.0, 2.0, -5.0]
+    assert missing_eos_scores(scores, ended, mode="penalty", value=1.0).tolist() == [2.0, 2.0, -5.0]
     assert scores.tolist() == [2.0, 3.0, -4.0]

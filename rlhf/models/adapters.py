@@ -11,22 +11,25 @@ Nothing is merged into the base, whose weights may be quantised. Which adapters 
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import CheckpointError, RecipeError, first_line
 from rlhf.models.lineage import ADAPTER
 from rlhf.recipe.sections import LoraSection
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 CONFIG = "adapter_config.json"
 TRAINED, START = "default", "start"
@@ -41,8 +44,7 @@ def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Pat
     if parent is None:
         assert lora is not None
         return _checked(_inject(network, _config_of(lora, task)), network)
-    config = LoraConfig.from_pretrained(str(parent))
-    config.task_type, config.inference_mode, config.lora_dropout = task, False, 0.0
+    config = _config_in(parent, task)
     state = _state_for(network, load_file(parent / ADAPTER))
     if lora is None:
         adapted = _inject(network, config)
@@ -54,9 +56,7 @@ def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Pat
         adapted = _inject(network, config)
     else:
         adapted = _inject(network, _config_of(lora, task))
-    start = LoraConfig.from_pretrained(str(parent))
-    start.task_type, start.inference_mode, start.lora_dropout = task, False, 0.0
-    adapted.add_adapter(START, start)
+    adapted.add_adapter(START, _config_in(parent, task))
     _fill(adapted, state, START, parent)
     if lora.start == "continue":
         _fill(adapted, state, TRAINED, parent)
@@ -69,7 +69,12 @@ def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Pat
 
 def lora_layers(module: nn.Module) -> list[Any]:
     """Every layer that carries adapters."""
-    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+    return [layer for layer in module.modules() if _carries_adapters(layer)]
+
+
+def _carries_adapters(layer: nn.Module) -> bool:
+    """By what such a layer has: a base model without adapters must not wait for peft's import."""
+    return hasattr(layer, "lora_A") and hasattr(layer, "base_layer")
 
 
 @contextmanager
@@ -91,10 +96,10 @@ def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
     Stacked adapters become one: [s1 B1, s2 B2] [A1; A2] = s1 B1 A1 + s2 B2 A2, its rank the sum of theirs.
     """
     network = adapted.get_base_model()
-    layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)}
+    layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if _carries_adapters(layer)}
     config = adapted.peft_config[TRAINED].to_dict()
     parts: dict[str, list[str]] = {
-        name: [a for a in layer._active_adapter if a in layer.lora_A] for name, layer in layers.items()
+        name: [a for a in layer.active_adapters if a in layer.lora_A] for name, layer in layers.items()
     }
     stacked = any(START in used for used in parts.values())
     rank = max(sum(layers[name].lora_A[a].out_features for a in used) for name, used in parts.items())
@@ -127,7 +132,18 @@ def _targets(network: PreTrainedModel, layers: set[str]) -> set[str]:
     return last if alike == layers else {name.removeprefix(prefix) for name in layers}
 
 
+def _config_in(parent: Path, task: str) -> LoraConfig:
+    """The shape of a parent's adapters, to be run without dropout."""
+    from peft import LoraConfig
+
+    config: LoraConfig = LoraConfig.from_pretrained(str(parent))
+    config.task_type, config.inference_mode, config.lora_dropout = task, False, 0.0
+    return config
+
+
 def _config_of(lora: LoraSection, task: str) -> LoraConfig:
+    from peft import LoraConfig
+
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
@@ -138,6 +154,8 @@ def _config_of(lora: LoraSection, task: str) -> LoraConfig:
 
 
 def _inject(network: PreTrainedModel, config: LoraConfig) -> Any:
+    from peft import get_peft_model
+
     with warnings.catch_warnings():
         # renamed in transformers 5.23; peft asks for the old name too
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
@@ -172,6 +190,8 @@ def _state_for(network: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, 
 
 def _fill(adapted: Any, state: dict[str, Tensor], name: str, parent: Path) -> None:
     """Put saved weights into adapter `name`. Raises CheckpointError where one of them has no place, or has no weight."""
+    from peft import set_peft_model_state_dict
+
     result: Any = set_peft_model_state_dict(adapted, dict(state), adapter_name=name)
     places = sum(f".{name}." in key and "lora_" in key for key, _ in adapted.named_parameters())
     if result.unexpected_keys or places != len(state):
@@ -186,21 +206,29 @@ def _check_agreement(network: PreTrainedModel, lora: LoraSection, config: LoraCo
     stated = lora.model_fields_set & {"r", "lora_alpha", "target_modules"}
     has: dict[str, Any] = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
     for key in sorted(stated):
-        asked: Any = getattr(lora, key)
+        asked, kept = getattr(lora, key), has[key]
         if key == "target_modules":
-            asked = _resolved(network, lora) if asked == "all-linear" else set(asked)
-            has[key] = {name.rpartition(".")[2] for name in has[key]}
-        if asked != has[key]:
-            kept = sorted(has[key]) if isinstance(has[key], set) else has[key]
+            same = _named(network, asked) == _named(network, kept)
+            kept = sorted({name.rpartition(".")[2] for name in kept})
+        else:
+            same = asked == kept
+        if not same:
             raise RecipeError(
-                f"lora.{key}: {getattr(lora, key)} here, but the adapters in {parent} that this stage goes on training have "
+                f"lora.{key}: {asked} here, but the adapters in {parent} that this stage goes on training have "
                 f"{kept}. Leave the key out, or put new adapters on top of them with lora.start: fresh"
             )
 
 
-def _resolved(network: PreTrainedModel, lora: LoraSection) -> set[str]:
-    """The layers that `all-linear` stands for, by the last part of their names."""
-    from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
-
-    config: Any = _maybe_include_all_linear_layers(_config_of(lora, "CAUSAL_LM"), network)
-    return {name.rpartition(".")[2] for name in config.target_modules}
+def _named(network: PreTrainedModel, targets: str | Collection[str]) -> set[str]:
+    """The layers that `lora.target_modules` names, as peft reads it: all linear layers but the head, a pattern of whole
+    names, or the ends of names.
+    """
+    head = network.get_output_embeddings()
+    names = {
+        name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+    }
+    if targets == "all-linear":
+        return names
+    if isinstance(targets, str):
+        return {name for name in names if re.fullmatch(targets, name)}
+    return {name for name in names if any(name == end or name.endswith(f".{end}") for end in targets)}

@@ -67,8 +67,7 @@ def read_lineage(folder: Path) -> Lineage | None:
         return Lineage(**content | {"base": Base(**content["base"]), "parents": tuple(content["parents"])})
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{path}: not a lineage that this version reads ({error}); it may have been written by an older rlhf: "
-            "train the stage again"
+            f"{path}: this version of rlhf cannot read it; an older version probably wrote it. Train that stage again"
         ) from error
 
 

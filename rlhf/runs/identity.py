@@ -46,12 +46,17 @@ def of_file(path: Path) -> str:
 
 
 def of_folder(folder: Path) -> str:
-    """A hash of the names and contents of a folder's files; a sealed folder's manifest already holds them."""
+    """A hash of the names and contents of a folder's files, but for `README.md`: a model card tells how long a run took.
+
+    A sealed folder's manifest already holds the hashes.
+    """
     sealed = folder / MANIFEST
     if sealed.is_file():
-        return of_file(sealed)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest([[str(path.relative_to(folder)), of_file(path)] for path in files])
+        hashes = {name: entry["sha256"] for name, entry in json.loads(sealed.read_text())["files"].items()}
+    else:
+        hashes = {str(path.relative_to(folder)): of_file(path) for path in folder.rglob("*") if path.is_file()}
+    hashes.pop("README.md", None)
+    return digest(hashes)
 
 
 def of_model(name_or_path: str) -> str:

@@ -42,8 +42,12 @@ class Setup:
 
     def scalar_model(self, name_or_path: str | None = None) -> ScalarModel:
         """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
-        section = self.recipe.model.model_copy(update={"name_or_path": name_or_path or self.recipe.model.name_or_path})
-        return load_scalar_model(section, lora=self.recipe.lora, trains=True, **self._options)
+        section, lora = self.recipe.model, self.recipe.lora
+        if name_or_path is not None:
+            section = section.model_copy(update={"name_or_path": name_or_path})
+            # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
+            lora = lora and lora.model_construct(_fields_set=set(), **dict(lora))
+        return load_scalar_model(section, lora=lora, trains=True, **self._options)
 
     def load_again(self, model: Policy | ScalarModel, folder: Path) -> float:
         """Load a `final/` as the next stage will; returns how far it is from what was trained (`models.probe`).

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,8 +18,7 @@ from rlhf.errors import RecipeError, RlhfError
 from rlhf.models.lineage import NAME as LINEAGE
 from rlhf.models.lineage import adapter_lineage
 from rlhf.models.load import is_reward_model, load_policy, load_scalar_model
-from rlhf.models.probe import NAME as PROBE
-from rlhf.models.probe import distance
+from rlhf.models.probe import read_probe, values_of
 from rlhf.models.save import save_head, save_whole
 from rlhf.recipe.sections import ModelSection, QuantizationSection
 from rlhf.runs.manifest import atomic_folder
@@ -44,30 +43,36 @@ def merge(run: str, output: Path, dtype: Precision) -> Merged:
     lineage = adapter_lineage(folder)
     if lineage is None:
         raise RecipeError(f"{run}: holds no adapters of a LoRA run; there is nothing to merge")
-    section = ModelSection(name_or_path=run, dtype=lineage.base.dtype)  # type: ignore[arg-type]
-    reward = is_reward_model(run)
-    load = load_scalar_model if reward else load_policy
-    trained = load(section)
+    probe = read_probe(folder)
+    if probe is None:
+        raise RecipeError(f"{run}: has no probe.json to hold a merged model against; train the run again")
+    load: Any = load_scalar_model if is_reward_model(run) else load_policy
+    trained = load(ModelSection(name_or_path=run, dtype=lineage.base.dtype))  # type: ignore[arg-type]
     with atomic_folder(output) as final:
         save_whole(trained.transformer, final, getattr(torch, dtype))
         save_head(trained, final)
         load_tokenizer(run).save_pretrained(final)
         (final / LINEAGE).write_bytes((folder / LINEAGE).read_bytes())
-        whole = ModelSection(name_or_path=str(final), dtype="float32" if dtype == "float32" else "bfloat16")
-        off_by = distance(load(whole), folder / PROBE)
-        if not off_by <= BOUNDS[dtype]:
+        expected = values_of(trained.float(), probe.segments)
+        # both compute in float32, whatever is stored; only 4-bit layers go on computing as they were told to
+        whole = load(ModelSection(name_or_path=str(final)))
+        off_by = _largest(values_of(whole, probe.segments), expected)
+        computed = (lineage.base.quantization or {}).get("bnb_4bit_compute_dtype", "float32")
+        bound = max(BOUNDS[dtype], BOUNDS[computed])
+        if not off_by <= bound:
             raise RlhfError(
-                f"{run}: merged in {dtype}, the model is off by {off_by:.2g} on its probe rows (bound {BOUNDS[dtype]:g}); "
+                f"{run}: merged in {dtype}, the model is off by {off_by:.2g} on its probe rows (bound {bound:g}); "
                 "try --dtype float32"
             )
-        in_4bit = _in_4bit(load, whole, folder / PROBE)
-    return Merged(output, off_by, in_4bit)
+        off_by_in_4bit = None
+        if importlib.util.find_spec("bitsandbytes") is not None:
+            small = load(ModelSection(name_or_path=str(final)), quantization=QuantizationSection())
+            off_by_in_4bit = _largest(values_of(small, probe.segments), expected)
+    return Merged(output, off_by, off_by_in_4bit)
 
 
-def _in_4bit(load: object, section: ModelSection, probe: Path) -> float | None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        return None
-    return distance(load(section, quantization=QuantizationSection()), probe)  # type: ignore[operator]
+def _largest(found: list[float], expected: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True))
 
 
 def describe(merged: Merged) -> str:

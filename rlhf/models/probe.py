@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -29,7 +30,25 @@ ROWS, TOKENS = 4, 128  # training rows, and tokens of each part of a row: enough
 # The most that the numbers may differ. Log-probabilities are means over a row's tokens, in nats; scores are as they are.
 EXACT = 1e-5  # relative, in float32 on both sides
 SAME = {"logprobs": 2e-3, "scores": 2e-2}  # quantised or in bfloat16, on both sides alike
-OTHER = {"logprobs": 3e-2, "scores": 2e-1}  # loaded in another precision than it was trained in
+OTHER = {
+    "logprobs": 3e-2,
+    "scores": 2e-1,
+}  # loaded in another dtype or on another kind of device than it was trained on
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few rows, and what the trained module made of them."""
+
+    kind: str  # logprobs or scores
+    precision: str  # of the base, and the kind of device
+    bf16: bool  # whether under bfloat16 autocast
+    rows: list[list[list[int]]]  # each a prompt and its completions, as ids
+    values: list[float]  # one a completion, in order
+
+    @property
+    def segments(self) -> list[Segment]:
+        return [Segment(prompt, completions) for prompt, *completions in self.rows]
 
 
 def write_probe(module: Policy | ScalarModel, segments: Sequence[Segment], folder: Path) -> None:
@@ -37,57 +56,50 @@ def write_probe(module: Policy | ScalarModel, segments: Sequence[Segment], folde
     rows = [_short(segment) for segment in segments]
     if not rows:
         return
-    content = {
-        "kind": _kind(module),
-        "precision": _precision(module),
-        "rows": [[list(s.prompt_ids), *map(list, s.completion_ids)] for s in rows],
-        "values": _values(module, rows),
-    }
-    (folder / NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    ids = [[list(s.prompt_ids), *map(list, s.completion_ids)] for s in rows]
+    probe = Probe(_kind(module), _precision(module), module.bf16, ids, values_of(module, rows))
+    (folder / NAME).write_text(json.dumps(asdict(probe)) + "\n", encoding="utf-8")
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """The probe of a `final/`; None for a folder without one."""
+    path = folder / NAME
+    return Probe(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def check_probe(module: Policy | ScalarModel, folder: Path) -> float | None:
     """The largest difference to what was written; None where there is nothing to compare: no probe, or another kind of
-    model (a reward model that starts from a policy). Raises CheckpointError for a difference over the bound.
+    model (a reward model that starts from a policy).
+
+    The rows run under the autocast that the model was trained under, so that a caller without it can compare exactly.
+    Raises CheckpointError for a difference over the bound.
     """
-    path = folder / NAME
-    if not path.is_file():
+    probe = read_probe(folder)
+    if probe is None or probe.kind != _kind(module):
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if content["kind"] != (kind := _kind(module)):
-        return None
-    rows, written = content["rows"], torch.tensor(content["values"])
-    difference = distance(module, path)
-    same = content["precision"] == (precision := _precision(module))
-    bound = SAME[kind] if same else OTHER[kind]
-    if same and precision == "float32":
+    written, precision = torch.tensor(probe.values, dtype=torch.float64), _precision(module)
+    own, module.bf16 = module.bf16, probe.bf16
+    try:
+        found = torch.tensor(values_of(module, probe.segments), dtype=torch.float64)
+    finally:
+        module.bf16 = own
+    difference = float((found - written).abs().max())
+    bound = SAME[probe.kind] if probe.precision == precision else OTHER[probe.kind]
+    if probe.precision == precision and precision.startswith("float32") and not probe.bf16:
         bound = EXACT * max(1.0, float(written.abs().max()))
     if not difference <= bound:  # also where it is not a number
         raise CheckpointError(
-            f"{folder}: as loaded here, this is not the model that was trained: its {kind} of {len(rows)} training rows are "
-            f"off by up to {difference:.2g} (bound {bound:.2g}; it was trained in {content['precision']}, loaded in "
+            f"{folder}: as loaded here, this is not the model that was trained: its {probe.kind} of {len(probe.rows)} training "
+            f"rows are off by up to {difference:.2g} (bound {bound:.2g}; it was trained in {probe.precision}, loaded in "
             f"{precision}). Load it with the base, dtype and quantization that {folder / 'lineage.json'} names"
         )
-    if not same:
-        log.warning("%s: trained in %s, loaded in %s: off by %.2g", folder, content["precision"], precision, difference)
+    if probe.precision != precision:
+        log.warning("%s: trained in %s, loaded in %s: off by %.2g", folder, probe.precision, precision, difference)
     return difference
 
 
-def distance(module: Policy | ScalarModel, probe: Path) -> float:
-    """The largest difference between what the module makes of a probe's rows and what is written there."""
-    content: dict[str, Any] = json.loads(probe.read_text(encoding="utf-8"))
-    rows = [Segment(prompt, completions) for prompt, *completions in content["rows"]]
-    found, written = torch.tensor(_values(module, rows)).double(), torch.tensor(content["values"]).double()
-    return float((found - written).abs().max())
-
-
-def _short(segment: Segment) -> Segment:
-    """A row's beginning: the last tokens of its prompt and the first of its completions."""
-    return Segment(segment.prompt_ids[-TOKENS:], [ids[:TOKENS] for ids in segment.completion_ids])
-
-
 @torch.no_grad()
-def _values(module: Policy | ScalarModel, rows: Sequence[Segment]) -> list[float]:
+def values_of(module: Policy | ScalarModel, rows: Sequence[Segment]) -> list[float]:
     """One number a completion: its mean log-probability a token, or its score."""
     training = module.training
     module.eval()
@@ -99,12 +111,17 @@ def _values(module: Policy | ScalarModel, rows: Sequence[Segment]) -> list[float
     return [float(value) for value in out.cpu()]
 
 
+def _short(segment: Segment) -> Segment:
+    """A row's beginning: the last tokens of its prompt and the first of its completions."""
+    return Segment(segment.prompt_ids[-TOKENS:], [ids[:TOKENS] for ids in segment.completion_ids])
+
+
 def _kind(module: Policy | ScalarModel) -> str:
     return "scores" if hasattr(module, "head") else "logprobs"
 
 
 def _precision(module: Policy | ScalarModel) -> str:
-    """What the numbers are computed in: the base's dtype, its quantisation, and the autocast."""
-    config = module.transformer.config
-    quantised = "4-bit on " if getattr(config, "quantization_config", None) is not None else ""
-    return f"{quantised}{str(module.transformer.dtype).removeprefix('torch.')}{', bfloat16 autocast' if module.bf16 else ''}"
+    """What decides the last digits beside the autocast: the base's quantisation and dtype, and the kind of device."""
+    network = module.transformer
+    quantised = "4-bit " if getattr(network.config, "quantization_config", None) is not None else ""
+    return f"{quantised}{str(network.dtype).removeprefix('torch.')} on {network.device.type}"

@@ -7,6 +7,7 @@ leaves the whole model. A reward model's head is `head.safetensors`. Everything 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def merged_state(network: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tens
     layers = {name: m for name, m in network.named_modules() if hasattr(m, "base_layer")}
     for name, layer in layers.items():
         base: Any = layer.base_layer
-        weight = _dense(base.weight).float()
+        weight = _dense(base.weight, getattr(base, "compute_dtype", None)).float()
         for adapter in layer.active_adapters:
             weight = weight + layer.get_delta_weight(adapter).float()
         state[f"{name}.weight"] = weight.to("cpu", dtype)
@@ -113,10 +114,12 @@ def _kept_buffers(network: PreTrainedModel) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in network.named_buffers() if name in kept]
 
 
-def _dense(weight: Tensor) -> Tensor:
-    """The weight itself, or what a 4-bit weight stands for."""
+def _dense(weight: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    """The weight itself, or what a 4-bit weight stands for in the arithmetic of its layer."""
     if not hasattr(weight, "quant_state"):
         return weight.detach()
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(weight.data, weight.quant_state)
+    state = copy.copy(weight.quant_state)
+    state.dtype = compute_dtype or state.dtype
+    return dequantize_4bit(weight.data, state)

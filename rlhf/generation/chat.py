@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.embedded import resolve
-from rlhf.generation.in_process import InProcessEngine
+from rlhf.generation.in_process import InProcessEngine, context_length
 from rlhf.models.lineage import saved_template
 from rlhf.models.load import load_policy
 from rlhf.recipe.sections import ModelSection, SamplingSection, TemplateSection
@@ -23,11 +23,11 @@ SAMPLING = SamplingSection(max_new_tokens=256, temperature=0.7, top_p=0.95)
 
 def chat(name_or_path: str, console: Console) -> None:
     """Read prompts until end of file or `/quit`; `/new` starts a new conversation. A run folder stands for its `final/`."""
-    path = Path(resolve(name_or_path))
-    model = str(path / "final" if (path / "final").is_dir() else path)
+    model = resolve(name_or_path)
     tokenizer = load_tokenizer(model)
     template = saved_template(Path(model)) or TemplateSection(kind="chat" if tokenizer.chat_template else "plain")
-    engine = InProcessEngine(load_policy(ModelSection(name_or_path=model)), tokenizer)
+    policy = load_policy(ModelSection(name_or_path=model))
+    engine, context = InProcessEngine(policy, tokenizer), context_length(policy.transformer)
     renderer = Renderer(tokenizer, template)
     console.print(f"{name_or_path} ({template.kind} template); /new starts over, /quit ends", markup=False)
     history: list[dict[str, str]] = []
@@ -37,7 +37,13 @@ def chat(name_or_path: str, console: Console) -> None:
             history = []
             continue
         prompt: Any = [*history, {"role": "user", "content": line}] if template.kind == "chat" else line
-        [[answer]] = engine.generate([renderer.prompt_ids(prompt)], SAMPLING, seed=turn)
+        ids = renderer.prompt_ids(prompt)
+        room = SAMPLING.max_new_tokens if context is None else min(SAMPLING.max_new_tokens, context - len(ids))
+        if room < 1:
+            console.print(f"the conversation fills the model's {context} positions; /new starts over", markup=False)
+            continue
+        sampling = SAMPLING.model_copy(update={"max_new_tokens": room})
+        [[answer]] = engine.generate([ids], sampling, seed=turn)
         turn += 1
         console.print(answer.text.strip() if template.kind == "chat" else answer.text, markup=False, highlight=False)
         if template.kind == "chat":

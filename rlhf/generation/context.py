@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlhf import embedded
 from rlhf.errors import RecipeError
+from rlhf.models.lineage import adapter_lineage
 from rlhf.recipe.schema import AnyRecipe, EvalRecipe, GenerateRecipe
 from rlhf.recipe.training import PpoRecipe
 from rlhf.recipe.yaml_lines import KeyPath
@@ -20,33 +21,29 @@ KEYS = ("max_position_embeddings", "n_positions")  # GPT-2 has the second name
 
 
 def config_context(name_or_path: str) -> int | None:
-    """The number of positions in a local model's `config.json`; None if the model is not on this disk or does not say."""
-    if name_or_path.startswith(embedded.PREFIX):  # only if it is in the cache: to make it takes a while
-        folder = cache.root() / name_or_path.removeprefix(embedded.PREFIX)
-    else:
-        folder = Path(name_or_path).expanduser()
-    for file in (folder / "config.json", folder / "final" / "config.json", *_base_config(folder)):
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for part in (config.get("text_config"), config):
-            found = [part[key] for key in KEYS if isinstance(part, dict) and isinstance(part.get(key), int)]
-            if found:
-                return int(found[0])
+    """The number of positions in a local model's `config.json`; None if the model is not on this disk or does not say.
+
+    For adapters it is the config of their base.
+    """
+    folder = _folder(name_or_path)
+    lineage = adapter_lineage(folder)
+    if lineage is not None:
+        folder = _folder(lineage.base.name_or_path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for part in (config.get("text_config"), config):
+        found = [part[key] for key in KEYS if isinstance(part, dict) and isinstance(part.get(key), int)]
+        if found:
+            return int(found[0])
     return None
 
 
-def _base_config(folder: Path) -> list[Path]:
-    """Where the config of the base under a `final/` of adapters lies."""
-    for lineage in (folder / "lineage.json", folder / "final" / "lineage.json"):
-        try:
-            base = json.loads(lineage.read_text(encoding="utf-8"))["base"]["name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        made = cache.root() / base.removeprefix(embedded.PREFIX) if base.startswith(embedded.PREFIX) else Path(base)
-        return [made / "config.json"]
-    return []
+def _folder(name_or_path: str) -> Path:
+    if name_or_path.startswith(embedded.PREFIX):  # where it lies if it was made already: to make it takes a while
+        return cache.root() / name_or_path.removeprefix(embedded.PREFIX)
+    return Path(embedded.resolve(name_or_path)).expanduser()
 
 
 def check_context(longest: int, new_tokens: int, context: int | None, model: str = "the model") -> None:

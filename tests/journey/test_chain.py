@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from rlhf.cli import app
 from rlhf.errors import CheckpointError, RecipeError
 from rlhf.generation.engines.encode import base_and_adapter
 from rlhf.models.load import load_policy, load_scalar_model
@@ -125,10 +127,8 @@ def test_sft_dpo_then_the_tools(
         "preferences": rows["dpo"],
     }
     report = rlhf.run(recipe_file(evaluation, tmp_path / "e"))
-    implicit = report["models"][1].get("preferences")
-    trained = metrics_of(dpo)[-1]["eval/accuracy"]
-    if implicit is not None:
-        assert implicit["accuracy"]["value"] == pytest.approx(trained)
+    assert report["models"][1]["implicit_accuracy"]["value"] == pytest.approx(metrics_of(dpo)[-1]["eval/accuracy"])
+    assert report["models"][1]["kl"]["value"] != 0.0
     generation = {
         "method": "generate",
         "output_dir": str(tmp_path / "generated"),
@@ -138,6 +138,11 @@ def test_sft_dpo_then_the_tools(
         "scorers": [lengths],
     }
     assert rlhf.run(recipe_file(generation, tmp_path / "g"))["rows_out"] > 0
+    said = CliRunner().invoke(app, ["chat", dpo.output_dir], input="The film was\n/quit\n")
+    assert said.exit_code == 0, said.output
+    assert len(said.output.splitlines()) >= 2
+    full = CliRunner().invoke(app, ["chat", dpo.output_dir], input="word " * 300 + "\n/quit\n")
+    assert full.exit_code == 0 and "fills the model's 256 positions" in full.output
 
 
 def test_a_lora_final_is_adapters_and_names_its_base(recipe_of: Recipes, model_folder: Folders) -> None:

@@ -265,7 +265,8 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
         yield f"models: {', '.join(model.name for model in recipe.models)} (the first is the reference)"
         yield f"scorers: {', '.join(scorer.label for scorer in recipe.scorers)}"
     else:
-        adapters = f", lora r {recipe.lora.r}" if recipe.lora else ""
+        rank = f" r {recipe.lora.r}" if recipe.lora and recipe.lora.r else ""
+        adapters = f", lora{rank}" if recipe.lora else ""
         bits = ", 4-bit" if recipe.quantization and recipe.quantization.load_in_4bit else ""
         yield f"model: {recipe.model.name_or_path} ({recipe.model.dtype}{adapters}{bits})"
         yield f"data: {', '.join(source.path for source in recipe.data.train)}, max_length {recipe.data.max_length}"

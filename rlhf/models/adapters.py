@@ -145,10 +145,10 @@ def _config_of(lora: LoraSection, task: str) -> LoraConfig:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
+        r=lora.r or 8,
+        lora_alpha=lora.lora_alpha or 16,
         lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
+        target_modules=lora.target_modules or "all-linear",
         task_type=task,
     )
 
@@ -203,10 +203,10 @@ def _fill(adapted: Any, state: dict[str, Tensor], name: str, parent: Path) -> No
 
 def _check_agreement(network: PreTrainedModel, lora: LoraSection, config: LoraConfig, parent: Path) -> None:
     """A continued adapter keeps its shape: what the recipe states must agree with it."""
-    stated = lora.model_fields_set & {"r", "lora_alpha", "target_modules"}
-    has: dict[str, Any] = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": config.target_modules}
-    for key in sorted(stated):
-        asked, kept = getattr(lora, key), has[key]
+    for key in ("r", "lora_alpha", "target_modules"):
+        asked, kept = getattr(lora, key), getattr(config, key)
+        if asked is None:
+            continue
         if key == "target_modules":
             same = _named(network, asked) == _named(network, kept)
             kept = sorted({name.rpartition(".")[2] for name in kept})

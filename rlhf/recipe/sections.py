@@ -66,14 +66,15 @@ class QuantizationSection(Section):
 class LoraSection(Section):
     """Low-rank adapters on the frozen base (peft).
 
-    Where `model` is a LoRA run, `start: continue` goes on training a copy of its adapters (whose rank and layers it keeps),
-    and `fresh` trains new ones on top of them.
+    Where `model` is a LoRA run, `start: continue` goes on training a copy of its adapters, and `fresh` trains new ones on top
+    of them. `r`, `lora_alpha` and `target_modules` that are left out are those of the adapters that go on, else 8, 16 and
+    all-linear.
     """
 
-    r: PositiveInt = 8
-    lora_alpha: PositiveInt = 16
+    r: PositiveInt | None = None
+    lora_alpha: PositiveInt | None = None
     lora_dropout: Fraction = 0.0
-    target_modules: str | list[str] = "all-linear"
+    target_modules: str | list[str] | None = None
     start: Literal["continue", "fresh"] = "continue"
 
 

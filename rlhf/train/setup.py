@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.generation.engine import Engine
 from rlhf.generation.in_process import InProcessEngine
+from rlhf.models.lineage import adapter_lineage
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import TrainRecipe
+from rlhf.tokens.tokenizer import find_model
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class Setup:
         section, lora = self.recipe.model, self.recipe.lora
         if name_or_path is not None:
             section = section.model_copy(update={"name_or_path": name_or_path})
-            # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
-            lora = lora and lora.model_construct(_fields_set=set(), **dict(lora))
+            if lora is not None and adapter_lineage(Path(find_model(name_or_path))) is not None:
+                # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
+                lora = lora.model_copy(update={"r": None, "lora_alpha": None, "target_modules": None})
         return load_scalar_model(section, lora=lora, trains=True, **self._options)
 
     def load_again(self, model: Policy | ScalarModel, folder: Path) -> float:

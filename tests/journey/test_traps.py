@@ -61,6 +61,22 @@ def test_adapters_go_on_with_the_layers_that_the_recipe_names_as_before(
         run(recipe_of, "dpo", sft.output_dir, "other", lora={"r": 4, "target_modules": ".*o_proj"})
 
 
+def test_a_runs_own_recipe_yaml_runs_again(recipe_of: Recipes, model_folder: Folders) -> None:
+    """It writes every default out, and a default must not contradict the adapters that the run went on with."""
+    import rlhf
+
+    sft = run(
+        recipe_of, "sft", model_folder("llama"), "sft", lora={"r": 3, "lora_alpha": 5, "target_modules": ["q_proj"]}
+    )
+    dpo = recipe_of("dpo", sft.output_dir, out="dpo", lora={}, training=SHORT)
+    for _ in range(2):
+        Path(dpo.output_dir).mkdir(exist_ok=True)
+        (Path(dpo.output_dir) / "recipe.yaml").write_text(dump(dpo))  # type: ignore[arg-type]
+        rlhf.run(f"{dpo.output_dir}/recipe.yaml", ["checkpoint.resume=never"])
+    config = json.loads((Path(dpo.output_dir) / "final/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 5, ["q_proj"])
+
+
 def test_the_same_training_gives_the_same_model(recipe_of: Recipes, model_folder: Folders) -> None:
     """By its identity, on which later stages depend; the model card says how long it took."""
     first = run(recipe_of, "sft", model_folder("llama"), "sft", lora={"r": 4})

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.losses import LossOutput
+from rlhf.losses import LossOutput, policy_loss, value_loss
 
 TOLERANCE = 1e-10
 check = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -112,3 +112,43 @@ def assert_adds_up(share: Callable[[np.ndarray], LossOutput], whole: np.ndarray,
     assert_close(sum(part.loss for part in shares), full.loss.detach().numpy())
     for name, value in full.metrics.items():
         assert_close(sum(part.metrics[name] for part in shares), value.numpy())
+
+
+def policy_of(
+    logprobs: Tensor | np.ndarray,
+    old: Tensor | np.ndarray,
+    advantages: Tensor | np.ndarray,
+    mask: np.ndarray,
+    cliprange: float = 0.2,
+    num_tokens: int | Tensor | None = None,
+) -> LossOutput:
+    """`policy_loss` of the tokens inside the mask; all arrays [M, C]."""
+    return policy_loss(
+        logprobs=_inside(logprobs, mask),
+        old_logprobs=_inside(old, mask),
+        advantages=_inside(advantages, mask),
+        cliprange=cliprange,
+        num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
+    )
+
+
+def value_of(
+    values: Tensor | np.ndarray,
+    old: Tensor | np.ndarray,
+    returns: Tensor | np.ndarray,
+    mask: np.ndarray,
+    cliprange: float = 0.2,
+    num_tokens: int | Tensor | None = None,
+) -> LossOutput:
+    """`value_loss` of the tokens inside the mask; all arrays [M, C]."""
+    return value_loss(
+        values=_inside(values, mask),
+        old_values=_inside(old, mask),
+        returns=_inside(returns, mask),
+        cliprange_value=cliprange,
+        num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
+    )
+
+
+def _inside(values: Tensor | np.ndarray, mask: np.ndarray) -> Tensor:
+    return (values if isinstance(values, Tensor) else tensor(values))[tensor(mask)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.losses import LossOutput, gae, policy_loss, value_loss
+from rlhf.losses import gae
 from tests.losses.support import (
     Numbers,
     assert_adds_up,
@@ -20,52 +20,34 @@ from tests.losses.support import (
     masks,
     numbers,
     partition,
+    policy_of,
     seeds,
     smooth_numbers,
     tensor,
+    value_of,
 )
 
 
-def _policy(arrays: Sequence[np.ndarray | Tensor], mask: np.ndarray, num_tokens: int) -> LossOutput:
-    logprobs, old, advantages = ((x if isinstance(x, Tensor) else tensor(x))[tensor(mask)] for x in arrays)
-    return policy_loss(
-        logprobs=logprobs,
-        old_logprobs=old,
-        advantages=advantages,
-        cliprange=0.2,
-        num_tokens=num_tokens,
-    )
-
-
-def _value(arrays: Sequence[np.ndarray | Tensor], mask: np.ndarray, num_tokens: int) -> LossOutput:
-    values, old, returns = ((x if isinstance(x, Tensor) else tensor(x))[tensor(mask)] for x in arrays)
-    return value_loss(
-        values=values,
-        old_values=old,
-        returns=returns,
-        cliprange_value=0.2,
-        num_tokens=num_tokens,
-    )
-
-
 @check
-@given(numbers, masks(), seeds, st.sampled_from([_policy, _value]))
+@given(numbers, masks(), seeds, st.sampled_from([policy_of, value_of]))
 def test_ppo_adds_up_over_microbatches(draw: Numbers, mask: np.ndarray, seed: int, loss: Callable) -> None:
     """However the completions are dealt: microbatches of unlike token counts do not weigh alike."""
     arrays, total = [draw(*mask.shape) for _ in range(3)], max(1, int(mask.sum()))
     assert_adds_up(
-        lambda i: loss([x[i] for x in arrays], mask[i], total), np.arange(len(mask)), partition(len(mask), seed)
+        lambda i: loss(*(x[i] for x in arrays), mask[i], num_tokens=total),
+        np.arange(len(mask)),
+        partition(len(mask), seed),
     )
 
 
 @check
-@given(smooth_numbers, masks(), seeds, st.sampled_from([_policy, _value]))
+@given(smooth_numbers, masks(), seeds, st.sampled_from([policy_of, value_of]))
 def test_ppo_gradients_accumulate(draw: Numbers, mask: np.ndarray, seed: int, loss: Callable) -> None:
     arrays, total = [draw(*mask.shape) for _ in range(3)], max(1, int(mask.sum()))
     whole, split = tensor(arrays[0], grad=True), tensor(arrays[0], grad=True)
-    loss([whole, *arrays[1:]], mask, total).loss.backward()
+    loss(whole, *arrays[1:], mask, num_tokens=total).loss.backward()
     for part in partition(len(mask), seed):
-        loss([split[torch.tensor(part)], *(x[part] for x in arrays[1:])], mask[part], total).loss.backward()
+        loss(split[torch.tensor(part)], *(x[part] for x in arrays[1:]), mask[part], num_tokens=total).loss.backward()
     assert_close(split.grad, whole.grad.numpy())
 
 
@@ -95,5 +77,5 @@ def test_gradcheck() -> None:
     mask = np.array([[True, True, False], [True, False, False]])
     inputs = [tensor(draw(2, 3), grad=True) for _ in range(3)]
     rest = [x.detach() for x in inputs[1:]]
-    for loss in (_policy, _value):
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss([x, *rest], mask, 3).loss, inputs[0])
+    for loss in (policy_of, value_of):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(x, *rest, mask, num_tokens=3).loss, inputs[0])

@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from rlhf.losses import LossOutput, missing_eos_scores, policy_loss, value_loss
+from rlhf.losses import missing_eos_scores
 from tests.losses import oracle
 from tests.losses.support import (
     Numbers,
@@ -21,46 +20,14 @@ from tests.losses.support import (
     check,
     masks,
     numbers,
+    policy_of,
     smooth_numbers,
     tensor,
+    value_of,
 )
 
 modes = st.sampled_from(["replace", "penalty"])
 clipranges = st.sampled_from([0.05, 0.2, 0.5])
-
-
-def _policy(
-    logprobs: Tensor | np.ndarray,
-    old: np.ndarray,
-    advantages: np.ndarray,
-    mask: np.ndarray,
-    cliprange: float = 0.2,
-    num_tokens: int | Tensor | None = None,
-) -> LossOutput:
-    return policy_loss(
-        logprobs=(logprobs if isinstance(logprobs, Tensor) else tensor(logprobs))[tensor(mask)],
-        old_logprobs=tensor(old[mask]),
-        advantages=tensor(advantages[mask]),
-        cliprange=cliprange,
-        num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
-    )
-
-
-def _value(
-    values: Tensor | np.ndarray,
-    old: np.ndarray,
-    returns: np.ndarray,
-    mask: np.ndarray,
-    cliprange: float = 0.2,
-    num_tokens: int | Tensor | None = None,
-) -> LossOutput:
-    return value_loss(
-        values=(values if isinstance(values, Tensor) else tensor(values))[tensor(mask)],
-        old_values=tensor(old[mask]),
-        returns=tensor(returns[mask]),
-        cliprange_value=cliprange,
-        num_tokens=max(1, int(mask.sum())) if num_tokens is None else num_tokens,
-    )
 
 
 # The policy
@@ -72,8 +39,8 @@ def test_policy_loss(draw: Numbers, mask: np.ndarray, cliprange: float, num_toke
     logprobs, old, advantages = draw(*mask.shape), draw(*mask.shape, scale=0.7), draw(*mask.shape)
     expected = oracle.policy(logprobs, old, advantages, mask, cliprange, num_tokens)
     x = tensor(logprobs, grad=True)  # so that a metric that still hangs on the graph is seen
-    assert_output(_policy(x, old, advantages, mask, cliprange, num_tokens), expected)
-    assert_output(_policy(x, old, advantages, mask, cliprange, torch.tensor(num_tokens)), expected)
+    assert_output(policy_of(x, old, advantages, mask, cliprange, num_tokens), expected)
+    assert_output(policy_of(x, old, advantages, mask, cliprange, torch.tensor(num_tokens)), expected)
 
 
 @check
@@ -84,7 +51,7 @@ def test_policy_gradient(draw: Numbers, mask: np.ndarray, cliprange: float) -> N
     ratio = np.exp(logprobs - old)
     assume((np.abs(np.abs(ratio - 1) - cliprange) > 1e-3).all())  # a kink has no slope
     x, num_tokens = tensor(logprobs, grad=True), 5
-    loss = _policy(x, old, advantages, mask, cliprange, num_tokens).loss
+    loss = policy_of(x, old, advantages, mask, cliprange, num_tokens).loss
     assert_gradient(loss, x, lambda at: oracle.policy(at, old, advantages, mask, cliprange, num_tokens)["policy/loss"])
     # and in closed form: -A rho / N, or nothing where the clip binds: rho too high to be raised, too low to be lowered
     (gradient,) = torch.autograd.grad(loss, x)
@@ -99,7 +66,7 @@ def test_nothing_has_moved(draw: Numbers, mask: np.ndarray, cliprange: float) ->
     """logprobs == old_logprobs: ratio 1, nothing clipped, no KL, and the gradient is the plain policy gradient."""
     logprobs, advantages = draw(*mask.shape, offset=-3), draw(*mask.shape)
     x = tensor(logprobs, grad=True)
-    output = _policy(x, logprobs, advantages, mask, cliprange)
+    output = policy_of(x, logprobs, advantages, mask, cliprange)
     count = int(mask.sum())
     assert output.metrics["policy/ratio"].item() == (1.0 if count else 0.0)
     assert output.metrics["policy/clip_fraction"].item() == 0.0
@@ -122,7 +89,7 @@ def test_nothing_has_moved(draw: Numbers, mask: np.ndarray, cliprange: float) ->
 )
 def test_the_clip_holds_against_the_advantages_sign(ratio: float, advantage: float, gradient: float) -> None:
     x = torch.tensor([[math.log(ratio)]], dtype=torch.float64, requires_grad=True)
-    _policy(x, np.zeros((1, 1)), np.array([[advantage]]), np.ones((1, 1), dtype=bool)).loss.backward()
+    policy_of(x, np.zeros((1, 1)), np.array([[advantage]]), np.ones((1, 1), dtype=bool)).loss.backward()
     assert x.grad.item() == pytest.approx(gradient, abs=1e-15)
 
 
@@ -138,7 +105,7 @@ def test_policy_loss_by_hand() -> None:
     logprobs = np.log([[1.5, 0.5, 1.5], [0.5, 1.0, 7.0]])
     advantages = np.array([[2.0, 2.0, -2.0], [-2.0, 3.0, 9.0]])
     mask = np.array([[True, True, True], [True, True, False]])
-    output = _policy(logprobs, np.zeros((2, 3)), advantages, mask)
+    output = policy_of(logprobs, np.zeros((2, 3)), advantages, mask)
     assert output.loss.item() == pytest.approx(-0.36, abs=1e-15)
     assert output.metrics["policy/loss"].item() == pytest.approx(-0.36, abs=1e-15)
     assert output.metrics["policy/clip_fraction"].item() == pytest.approx(0.4, abs=1e-15)
@@ -155,8 +122,8 @@ def test_value_loss(draw: Numbers, mask: np.ndarray, cliprange: float, num_token
     values, old, returns = draw(*mask.shape), draw(*mask.shape, scale=0.7), draw(*mask.shape)
     expected = oracle.value(values, old, returns, mask, cliprange, num_tokens)
     x = tensor(values, grad=True)  # so that a metric that still hangs on the graph is seen
-    assert_output(_value(x, old, returns, mask, cliprange, num_tokens), expected)
-    assert_output(_value(x, old, returns, mask, cliprange, torch.tensor(num_tokens)), expected)
+    assert_output(value_of(x, old, returns, mask, cliprange, num_tokens), expected)
+    assert_output(value_of(x, old, returns, mask, cliprange, torch.tensor(num_tokens)), expected)
 
 
 @check
@@ -170,7 +137,7 @@ def test_value_gradient(draw: Numbers, mask: np.ndarray, cliprange: float) -> No
     assume((np.abs(np.abs(values - old) - cliprange) > 1e-3).all())
     assume((np.abs(np.abs(values - returns) - np.abs(clipped - returns))[outside] > 1e-3).all())
     x = tensor(values, grad=True)
-    loss = _value(x, old, returns, mask, cliprange, 5).loss
+    loss = value_of(x, old, returns, mask, cliprange, 5).loss
     assert_gradient(loss, x, lambda at: oracle.value(at, old, returns, mask, cliprange, 5)["value/loss"])
     held = outside & (np.abs(clipped - returns) > np.abs(values - returns))
     (gradient,) = torch.autograd.grad(loss, x)
@@ -188,7 +155,7 @@ def test_value_gradient(draw: Numbers, mask: np.ndarray, cliprange: float) -> No
 )
 def test_value_clipping(value: float, loss: float, gradient: float) -> None:
     x = torch.tensor([[value]], dtype=torch.float64, requires_grad=True)
-    output = _value(x, np.array([[1.0]]), np.array([[2.0]]), np.ones((1, 1), dtype=bool))
+    output = value_of(x, np.array([[1.0]]), np.array([[2.0]]), np.ones((1, 1), dtype=bool))
     output.loss.backward()
     assert output.loss.item() == pytest.approx(loss, abs=1e-14)
     assert x.grad.item() == pytest.approx(gradient, abs=1e-14)
@@ -196,7 +163,7 @@ def test_value_clipping(value: float, loss: float, gradient: float) -> None:
 
 
 def test_value_loss_halves_the_squared_error() -> None:
-    output = _value(np.array([[3.0]]), np.array([[3.0]]), np.array([[1.0]]), np.ones((1, 1), dtype=bool))
+    output = value_of(np.array([[3.0]]), np.array([[3.0]]), np.array([[1.0]]), np.ones((1, 1), dtype=bool))
     assert output.loss.item() == 2.0  # 0.5 x (3 - 1)^2
     assert output.metrics["value/error"].item() == 4.0
 
@@ -209,7 +176,7 @@ def test_value_loss_by_hand() -> None:
     # 0.5 x (0.04 + 1 + 0.25) / 3 = 0.215; clipped 1 of 3; mean error (0.01 + 1 + 0.25) / 3 = 0.42
     values, old = np.array([[1.0, 0.0], [0.5, 8.0]]), np.array([[0.5, 0.1], [0.5, 0.0]])
     returns, mask = np.array([[0.9, 1.0], [0.0, 3.0]]), np.array([[True, True], [True, False]])
-    output = _value(values, old, returns, mask)
+    output = value_of(values, old, returns, mask)
     assert output.loss.item() == pytest.approx(0.215, abs=1e-15)
     assert output.metrics["value/loss"].item() == pytest.approx(0.215, abs=1e-15)
     assert output.metrics["value/clip_fraction"].item() == pytest.approx(1 / 3, abs=1e-15)

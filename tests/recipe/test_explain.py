@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
@@ -12,25 +11,9 @@ from rlhf.recipe import load
 from rlhf.recipe.foreign_names import SAID, SAME
 from rlhf.recipe.schema import METHODS
 from rlhf.recipe.walk import section_at
+from tests.recipe.support import DPO, workplace, write
 
-DPO = """\
-method: dpo
-output_dir: out
-model: {name_or_path: base}
-data:
-  train: rows.jsonl
-"""
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe is `r.yaml` in the working folder, so that messages begin with a short `r.yaml:line`."""
-    monkeypatch.chdir(tmp_path)
-
-
-def write(text: str) -> str:
-    Path("r.yaml").write_text(dedent(text), encoding="utf-8")
-    return "r.yaml"
+__all__ = ["workplace"]
 
 
 def problems(path: str, *overrides: str) -> list[str]:

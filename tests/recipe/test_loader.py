@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import yaml
@@ -18,25 +16,9 @@ from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.sections import DataSection, LoraSection, ModelSection, SourceSection, TemplateSection, TrainingSection
 from rlhf.recipe.training import DpoRecipe, PpoRecipe
 from rlhf.recipe.yaml_lines import parse
+from tests.recipe.support import DPO, workplace, write
 
-DPO = """\
-method: dpo
-output_dir: out
-model: {name_or_path: base}
-data:
-  train: rows.jsonl
-"""
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe is `r.yaml` in the working folder, so that messages begin with a short `r.yaml:line`."""
-    monkeypatch.chdir(tmp_path)
-
-
-def write(text: str) -> str:
-    Path("r.yaml").write_text(dedent(text), encoding="utf-8")
-    return "r.yaml"
+__all__ = ["workplace"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ Nothing is merged into the base, whose weights may be quantised. Which adapters 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import warnings
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG = "adapter_config.json"
-TRAINED, START = "default", "start"
+TRAINED, START, BOTH = "default", "start", "both"
 
 
 def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Path | None, *, task: str) -> Any:
@@ -90,31 +91,46 @@ def active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = adapters, disabled
 
 
-def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
-    """The active adapters as one, in peft's own format and in float32.
+def is_stacked(adapted: Any) -> bool:
+    """Whether trained adapters lie on top of a parent's."""
+    return any(len(layer.active_adapters) > 1 for layer in lora_layers(adapted))
 
-    Stacked adapters become one: [s1 B1, s2 B2] [A1; A2] = s1 B1 A1 + s2 B2 A2, its rank the sum of theirs.
+
+@torch.no_grad()
+def combine(adapted: Any) -> None:
+    """Let one adapter take the place of stacked ones: [s1 B1, s2 B2] [A1; A2] = s1 B1 A1 + s2 B2 A2, its rank their sum.
+
+    The same function, summed in another order. For the end of a run: what is saved is then what runs.
     """
     network = adapted.get_base_model()
     layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if _carries_adapters(layer)}
-    config = adapted.peft_config[TRAINED].to_dict()
-    parts: dict[str, list[str]] = {
-        name: [a for a in layer.active_adapters if a in layer.lora_A] for name, layer in layers.items()
-    }
-    stacked = any(START in used for used in parts.values())
-    rank = max(sum(layers[name].lora_A[a].out_features for a in used) for name, used in parts.items())
+    rank = sum(adapted.peft_config[name].r for name in (START, TRAINED))
+    config = copy.copy(adapted.peft_config[TRAINED])
+    config.r = config.lora_alpha = rank
+    config.target_modules, config.lora_dropout = _targets(network, set(layers)), 0.0
+    adapted.add_adapter(BOTH, config)
+    for layer in layers.values():
+        used = [name for name in (START, TRAINED) if name in layer.lora_A]  # a layer may carry one of them only
+        down = torch.cat([layer.lora_A[name].weight for name in used])
+        up = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in used], dim=1)
+        missing = rank - down.shape[0]
+        layer.lora_A[BOTH].weight.copy_(nn.functional.pad(down, (0, 0, 0, missing)))
+        layer.lora_B[BOTH].weight.copy_(nn.functional.pad(up, (0, missing)))
+        layer._active_adapter = [BOTH]
+
+
+def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
+    """The active adapter in peft's own format and in float32; stacked ones are combined before."""
+    network = adapted.get_base_model()
+    layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if _carries_adapters(layer)}
+    (active_name,) = {name for layer in layers.values() for name in layer.active_adapters}
     state: dict[str, Tensor] = {}
-    for name, used in parts.items():
-        layer = layers[name]
-        down = torch.cat([layer.lora_A[a].weight for a in used])
-        up = torch.cat([layer.lora_B[a].weight * (layer.scaling[a] if stacked else 1.0) for a in used], dim=1)
-        missing = rank - down.shape[0]  # where one of two has no adapter; zeros say the same in the common rank
-        down, up = nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
-        state[f"base_model.model.{name}.lora_A.weight"] = down.detach().float().cpu().contiguous()
-        state[f"base_model.model.{name}.lora_B.weight"] = up.detach().float().cpu().contiguous()
+    for name, layer in layers.items():
+        for part in ("lora_A", "lora_B"):
+            weight = getattr(layer, part)[active_name].weight
+            state[f"base_model.model.{name}.{part}.weight"] = weight.detach().float().cpu().contiguous()
+    config = adapted.peft_config[active_name].to_dict()
     config["target_modules"] = _targets(network, set(layers))
-    if stacked:
-        config |= {"r": rank, "lora_alpha": rank}
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     save_file(state, folder / ADAPTER, metadata={"format": "pt"})

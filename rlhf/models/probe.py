@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlhf.errors import CheckpointError
+from rlhf.models.adapters import combine, is_stacked
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 
 if TYPE_CHECKING:
@@ -96,6 +97,25 @@ def check_probe(module: Policy | ScalarModel, folder: Path) -> float | None:
     if probe.precision != precision:
         log.warning("%s: trained in %s, loaded in %s: off by %.2g", folder, probe.precision, precision, difference)
     return difference
+
+
+def combine_adapters(module: Policy | ScalarModel, segments: Sequence[Segment]) -> None:
+    """Make one adapter of stacked ones (rlhf.models.adapters.combine); nothing for other modules.
+
+    Raises CheckpointError where that changes the function. In float32 the bound is for each row. Otherwise the two sum in
+    another order and each row has rounding of its own, so the mean over the rows is compared.
+    """
+    if not (module.has_adapters and is_stacked(module.model)) or not segments:
+        return
+    rows = [_short(segment) for segment in segments]
+    before = torch.tensor(values_of(module, rows), dtype=torch.float64)
+    combine(module.model)
+    difference = torch.tensor(values_of(module, rows), dtype=torch.float64) - before
+    exact = _precision(module).startswith("float32") and not module.bf16
+    off = float(difference.abs().max() if exact else difference.mean().abs())
+    bound = EXACT * max(1.0, float(before.abs().max())) if exact else OTHER[_kind(module)]
+    if not off <= bound:
+        raise CheckpointError(f"stacked adapters and one of both differ by {off:.2g} (bound {bound:.2g})")
 
 
 @torch.no_grad()

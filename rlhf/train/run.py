@@ -18,7 +18,7 @@ from rlhf.models.card import model_card
 from rlhf.models.lineage import Base, Lineage, read_lineage
 from rlhf.models.load import source_of
 from rlhf.models.probe import ROWS as PROBE_ROWS
-from rlhf.models.probe import write_probe
+from rlhf.models.probe import combine_adapters, write_probe
 from rlhf.models.save import save_final
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
@@ -61,10 +61,12 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     if accelerator.is_main_process:
         accelerator.free_memory()  # the optimizer's: room to load what is saved
+        samples = probe_rows(rows, PROBE_ROWS)
+        combine_adapters(stage.model, samples)
         with atomic_folder(folder / "final") as final:
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
             (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")
-            write_probe(stage.model, probe_rows(rows, PROBE_ROWS), final)
+            write_probe(stage.model, samples, final)
         lost = setup.load_again(stage.model, folder / "final")  # after it is there: what fails here is not lost
         accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")
     accelerator.wait_for_everyone()

@@ -116,6 +116,23 @@ def test_a_run_in_bf16_loads_without_autocast_and_merges_exactly(
     assert merge(name, tmp_path / "rounded", "bfloat16").off_by < 5e-2
 
 
+@pytest.mark.parametrize("quantised", [False, True], ids=["lora", "nf4"])
+def test_stacked_adapters_in_bf16_become_one(
+    quantised: bool, recipe_of: Recipes, model_folder: Folders, tmp_path: Path
+) -> None:
+    """As stack_llama_2 does: new adapters on other layers. Their sum rounds otherwise, and is the same function."""
+    more: dict[str, Any] = {"quantization": {"load_in_4bit": True}} if quantised else {}
+    more |= {"model": {"dtype": "bfloat16"}, "training": SHORT | {"bf16": True}}
+    base = more["model"] | {"name_or_path": model_folder("llama")}
+    sft = run(recipe_of, "sft", "", "sft", **more | {"model": base}, lora={"r": 2, "target_modules": ["q_proj"]})
+    wide = more | {"model": more["model"] | {"name_or_path": sft.output_dir}, "lora": {"r": 3, "start": "fresh"}}
+    dpo = run(recipe_of, "dpo", "", "dpo", **wide)
+    saved = load_file(Path(dpo.output_dir) / "final/adapter_model.safetensors")
+    assert {value.shape[0] for name, value in saved.items() if "lora_A" in name} == {5}
+    policy = load_policy(ModelSection(name_or_path=dpo.output_dir, dtype="bfloat16"))
+    assert check_probe(policy, Path(dpo.output_dir) / "final") == 0.0
+
+
 @pytest.mark.parametrize("start", ["continue", "fresh"])
 def test_two_processes_hand_over_to_two(start: str, recipe_of: Recipes, model_folder: Folders, tmp_path: Path) -> None:
     """SFT, then DPO on its adapters, each in two processes; the same numbers as alone."""

@@ -84,6 +84,12 @@ def saved_template(folder: Path) -> TemplateSection | None:
     return TemplateSection.model_validate(json.loads(path.read_text(encoding="utf-8"))["template"])
 
 
+def trained_dtype(folder: Path) -> str:
+    """The dtype that the base of a `final/` of adapters was trained in; float32 for other models."""
+    lineage = adapter_lineage(folder)
+    return "float32" if lineage is None else lineage.base.dtype
+
+
 def quantization_of(lineage: Lineage, asked: QuantizationSection | None, folder: Path) -> QuantizationSection | None:
     """How to load the base under adapters: as it was trained. Raises RecipeError where the recipe asks for another way."""
     trained = (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rlhf.errors import CheckpointError, RecipeError
 from rlhf.models.load import load_policy
@@ -114,6 +114,22 @@ def test_a_run_in_bf16_loads_without_autocast_and_merges_exactly(
     assert check_probe(load_policy(ModelSection(name_or_path=name, dtype="bfloat16")), Path(name) / "final") == 0.0
     assert merge(name, tmp_path / "whole", "float32").off_by < (5e-2 if quantised else 1e-4)
     assert merge(name, tmp_path / "rounded", "bfloat16").off_by < 5e-2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_lost_delta_is_found_in_any_precision(
+    dtype: Any, recipe_of: Recipes, model_folder: Folders, tmp_path: Path
+) -> None:
+    """As trained, and in another dtype, where only the mean over the rows is held to its bound."""
+    training = SHORT | {"bf16": True, "max_steps": 12}
+    sft = run(
+        recipe_of, "sft", model_folder("llama"), "sft", model={"dtype": "bfloat16"}, lora={"r": 4}, training=training
+    )
+    load_policy(ModelSection(name_or_path=sft.output_dir, dtype=dtype))
+    path = Path(sft.output_dir) / "final/adapter_model.safetensors"
+    save_file({name: value * 0.1 for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="this is not the model that was trained"):
+        load_policy(ModelSection(name_or_path=sft.output_dir, dtype=dtype))
 
 
 @pytest.mark.parametrize("quantised", [False, True], ids=["lora", "nf4"])

@@ -18,7 +18,7 @@ def test_check_tells_the_key_facts_and_what_is_not_there_yet() -> None:
     assert result.stdout.splitlines() == [
         "ok: r.yaml (sft)",
         "  output_dir: out, seed: 0",
-        "  model: out/sft/final (float32, lora r 8)",
+        "  model: out/sft/final (float32, lora)",
         "  data: rows.jsonl, max_length 1024",
         "  training: 1 step, batch 8 x 1 on each device, learning_rate 1e-05",
         "  note: override 'model.name_or_path=out/sft/final': model.name_or_path: out/sft/final is not there yet; "

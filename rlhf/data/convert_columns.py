@@ -43,7 +43,10 @@ PLANS: Mapping[Format, Mapping[str, Around]] = {
     "kochatgpt_ppo": _PROMPT,
 }
 # Columns that give a row another reading, or a value to check: with one of these the rows go one by one.
-_OTHERWISE = {"preference": ("margin", "messages"), "demonstration": ("messages", "label")}
+_OTHERWISE = {
+    "preference": ("margin", "messages", "chosen_ended", "rejected_ended"),
+    "demonstration": ("messages", "label", "ended"),
+}
 
 
 @dataclass(frozen=True)

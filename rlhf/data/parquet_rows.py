@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 10_000
 # Columns that a file leaves out if none of its rows has them.
-OPTIONAL = ("margin", "ranking", "scores", "models", "rationales", "group")
+OPTIONAL = (
+    "margin", "ranking", "scores", "models", "rationales", "ended", "chosen_ended", "rejected_ended", "group",
+)  # fmt: skip
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -46,16 +48,23 @@ def schema_of(row: Mapping[str, Any]) -> pa.Schema:
     if not isinstance(row["prompt"], str):
         text = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     columns: dict[str, Any] = {
-        "demonstration": {"completion": text},
-        "preference": {"chosen": text, "rejected": text, "margin": pa.float64()},
+        "demonstration": {"completion": text, "ended": pa.bool_()},
+        "preference": {
+            "chosen": text,
+            "rejected": text,
+            "margin": pa.float64(),
+            "chosen_ended": pa.bool_(),
+            "rejected_ended": pa.bool_(),
+        },
         "ranking": {
             "completions": pa.list_(text),
             "ranking": pa.list_(pa.int64()),
             "scores": pa.list_(pa.float64()),
             "models": pa.list_(pa.string()),
             "rationales": pa.list_(pa.string()),
+            "ended": pa.list_(pa.bool_()),
         },
-        "unpaired": {"completion": text, "label": pa.bool_()},
+        "unpaired": {"completion": text, "label": pa.bool_(), "ended": pa.bool_()},
         "prompt": {},
     }[kind_of(row)]
     return pa.schema([("prompt", text), *columns.items(), ("group", pa.string())])

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from itertools import combinations, pairwise
 from typing import Literal
 
-from rlhf.data.rows import Row, text_of
+from rlhf.data.rows import Row, pair_of, text_of
 from rlhf.recipe.steps import PairsStep
 
 Strategy = Literal["all", "best_vs_rest", "best_vs_worst", "adjacent", "random_k"]
@@ -172,8 +172,4 @@ def pairs_of(row: Row, step: PairsStep, seed: int = 0) -> tuple[list[Row], Pairs
         max_pairs=step.max_pairs_per_prompt,
         key=f"{seed}\n{text_of(row['prompt'])}",
     )
-    rows = []
-    for pair in pairs.kept:
-        new = {"prompt": row["prompt"], "chosen": completions[pair.better], "rejected": completions[pair.worse]}
-        rows.append(new if pair.margin is None else new | {"margin": pair.margin})
-    return rows, pairs
+    return [pair_of(row, pair.better, pair.worse, pair.margin) for pair in pairs.kept], pairs

@@ -2,12 +2,17 @@
 
 A canonical row is a plain dict with exactly these fields, nothing else:
 
-    demonstration  {prompt, completion}
-    preference     {prompt, chosen, rejected, margin?}      margin = score(chosen) - score(rejected), absent if unknown
+    demonstration  {prompt, completion}                     ended?
+    preference     {prompt, chosen, rejected, margin?}      margin = score(chosen) - score(rejected), absent if unknown;
+                                                            chosen_ended?, rejected_ended?
     ranking        {prompt, completions, ranking | scores}  ranking[0] = INDEX of the best completion, then the next;
-                   models?, rationales? (a text each)       neither ranking nor scores between the steps of a build only
-    unpaired       {prompt, completion, label}              label: whether the completion is a good one
+                   models?, rationales? (a text each)       neither ranking nor scores between the steps of a build only;
+                                                            ended? (true or false for each completion)
+    unpaired       {prompt, completion, label}              label: whether the completion is a good one; ended?
     prompt         {prompt}
+
+`ended` is false for a completion that was cut off, at a token limit for instance: the template puts no EOS after it. A row
+without the field says that all of its completions ended.
 
 A prompt is a string, or a list of `{role, content}` messages; with messages each completion is a list of one assistant
 message, which is the form that TRL calls conversational. Ground floor of `data`: nothing heavy is imported here.
@@ -139,7 +144,10 @@ def trained_as(row: Row, kinds: Collection[str]) -> Row | None:
         return row
     if kind == "unpaired" and not row["label"]:
         return None
-    return {"prompt": row["prompt"], "completion": row["chosen" if kind == "preference" else "completion"]}
+    if kind == "unpaired":
+        return {key: value for key, value in row.items() if key != "label"}
+    best = {"prompt": row["prompt"], "completion": row["chosen"]}
+    return best | {"ended": row["chosen_ended"]} if "chosen_ended" in row else best
 
 
 def completions_of(row: Mapping[str, Any]) -> list[Text]:
@@ -153,6 +161,39 @@ def completions_of(row: Mapping[str, Any]) -> list[Text]:
             return [row["completion"]]
         case _:
             return []
+
+
+def ended_of(row: Mapping[str, Any]) -> list[bool]:
+    """Whether each of `completions_of(row)` came to its end by itself."""
+    match kind_of(row):
+        case "preference":
+            return [row.get("chosen_ended", True), row.get("rejected_ended", True)]
+        case "ranking":
+            return list(row.get("ended") or [True] * len(row["completions"]))
+        case "demonstration" | "unpaired":
+            return [row.get("ended", True)]
+        case _:
+            return []
+
+
+def with_ended(row: Row, ended: Sequence[bool]) -> Row:
+    """The row, with what `ended_of` says of it."""
+    match kind_of(row):
+        case "preference":
+            return row | {"chosen_ended": ended[0], "rejected_ended": ended[1]}
+        case "ranking":
+            return row | {"ended": list(ended)}
+        case _:
+            return row | {"ended": ended[0]}
+
+
+def pair_of(ranking: Row, better: int, worse: int, margin: float | None) -> Row:
+    """The preference row of two of a ranking's completions, by their indices."""
+    texts = ranking["completions"]
+    pair = {"prompt": ranking["prompt"], "chosen": texts[better], "rejected": texts[worse]}
+    if margin is not None:
+        pair["margin"] = margin
+    return with_ended(pair, [ranking["ended"][i] for i in (better, worse)]) if "ended" in ranking else pair
 
 
 def grades_of(row: Mapping[str, Any]) -> list[float]:

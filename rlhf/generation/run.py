@@ -1,7 +1,8 @@
 """`rlhf generate RECIPE`: sample completions of prompts, score them, and write rows that the next stages read.
 
 With scorers, the samples of a prompt become a ranking, `{prompt, completions, scores}`. Without scorers, each sample becomes a
-demonstration, `{prompt, completion}`. A sample without text is of no use: it is left out and counted.
+demonstration, `{prompt, completion}`. Each row says which of its completions ended by themselves. A sample without text is of
+no use: it is left out and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine, default_device
-from rlhf.generation.scorers import Sample, load_scorers, template_warnings, total_scores
+from rlhf.generation.reward_scorer import Sample, check_template
+from rlhf.generation.scorers import load_scorers, total_scores
 from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
 from rlhf.recipe.schema import GenerateRecipe
@@ -40,9 +42,9 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     tokenizer = load_tokenizer(model)
     prompts = sampling_prompts(recipe, tokenizer)
     check_context(max(len(ids) for _, ids in prompts), recipe.sampling.max_new_tokens, config_context(model))
+    for section in recipe.scorers:
+        check_template(section, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
-    for warning in template_warnings(recipe.scorers, recipe.template):
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
@@ -84,12 +86,13 @@ def _rows(
     left = iter(scores or ())
     for prompt, group in zip(prompts, groups, strict=True):
         scored = [(c, next(left) if scores is not None else None) for c in group]
-        kept = [(as_completion(prompt, c.text), score) for c, score in scored if c.text.strip()]
+        kept = [(as_completion(prompt, c.text), c.ended, score) for c, score in scored if c.text.strip()]
         dropped["empty samples"] += len(group) - len(kept)
         if scores is None:
-            rows += [{"prompt": prompt, "completion": text} for text, _ in kept]
+            rows += [{"prompt": prompt, "completion": text, "ended": ended} for text, ended, _ in kept]
         elif len(kept) < 2:
             dropped["prompts with fewer than two samples to compare"] += 1
         else:
-            rows.append({"prompt": prompt, "completions": [t for t, _ in kept], "scores": [s for _, s in kept]})
+            texts, ended, numbers = (list(column) for column in zip(*kept, strict=True))
+            rows.append({"prompt": prompt, "completions": texts, "scores": numbers, "ended": ended})
     return rows, {reason: count for reason, count in dropped.items() if count}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.formats.templates import fill
-from rlhf.data.rows import Located, Row, Text, kind_of, text_of
+from rlhf.data.rows import Located, Row, Text, ended_of, kind_of, text_of, with_ended
 from rlhf.generation.text_engine import as_completion
 from rlhf.recipe.synthesis import AskSection, GenerateStep, PoolStep
 from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
@@ -41,6 +41,7 @@ class Candidate:
 
     text: str
     label: str
+    ended: bool
 
 
 class Member:
@@ -90,13 +91,24 @@ class Answering:
         self._by.update(candidate.label for candidate in found)
         if not found:
             return Made(reason=next(iter(reasons)))
+        return Made(list(self._rows(data, own, found)))
+
+    def _rows(self, data: Row, own: list[Text], found: list[Candidate]) -> Iterator[Row]:
+        """What is made of the answers; the rows say which completions ended where one of them did not."""
         texts = [as_completion(data["prompt"], candidate.text) for candidate in found]
+        before, ended = ended_of(data), [candidate.ended for candidate in found]
+        rows: list[tuple[Row, list[bool]]]
         if self._into == "completion":
-            return Made([{"prompt": data["prompt"], "completion": text} for text in texts])
-        if self._into == "rejected":
-            return Made([{"prompt": data["prompt"], "chosen": own[0], "rejected": text} for text in texts])
-        models = [*data.get("models", [SOURCE] * len(own)), *(candidate.label for candidate in found)]
-        return Made([{"prompt": data["prompt"], "completions": [*own, *texts], "models": models}])
+            rows = [({"completion": text}, [end]) for text, end in zip(texts, ended, strict=True)]
+        elif self._into == "rejected":
+            pairs = zip(texts, ended, strict=True)
+            rows = [({"chosen": own[0], "rejected": text}, [*before, end]) for text, end in pairs]
+        else:
+            models = [*data.get("models", [SOURCE] * len(own)), *(candidate.label for candidate in found)]
+            rows = [({"completions": [*own, *texts], "models": models}, before + ended)]
+        for row, flags in rows:
+            whole = {"prompt": data["prompt"], **row}
+            yield whole if all(flags) else with_ended(whole, flags)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -129,7 +141,7 @@ class Answering:
                     reasons[AS_OTHER] += 1
                 else:
                     seen.add(bare)
-                    yield Candidate(bare if self._strip else text, member.label)
+                    yield Candidate(bare if self._strip else text, member.label, ended)
 
     def _fits(self, row: Row) -> None:
         kind = kind_of(row)

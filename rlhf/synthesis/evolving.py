@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rlhf.data.rows import Located, Row, Text, kind_of, text_of
+from rlhf.data.rows import Located, Row, Text, ended_of, kind_of, text_of, with_ended
 from rlhf.generation.text_engine import Answer, as_completion
 from rlhf.recipe.synthesis import EvolveStep
 from rlhf.synthesis.answering import SOURCE, content
@@ -33,7 +33,7 @@ class Evolving:
         self._template = template(step.prompt, "evolve", step.language)
         self._methods: dict[str, str] = {name: built_in(f"method_{name}", step.language) for name in step.methods}
         self._used: Counter[str] = Counter()
-        self._ended: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
         self._evolved = self._broken = self._scores_left = 0
 
     def asks(self, row: Row, name: str, round: int, given: Given) -> Iterable[Ask]:
@@ -45,25 +45,29 @@ class Evolving:
     def made(self, row: Located, name: str, given: Given) -> Made:
         data, own = row.data, _completions(row.data)
         models = list(data.get("models", [SOURCE] * len(own)))
-        texts, labels = list(own), list(models)
+        texts, labels, ended = list(own), list(models), ended_of(data)
         for index, text in enumerate(own):
             _, *chain = self._chain(data, name, index, text, self.rounds, given, count=True)
             new = [as_completion(data["prompt"], t) for t in chain if t is not None]
+            ends = [self._ended(given, index, round) for round in range(len(new))]
             if self._step.keep == "all":
                 texts += new
                 labels += [self._step.engine] * len(new)
+                ended += ends
             elif new:
-                texts[index], labels[index] = new[-1], self._step.engine
+                texts[index], labels[index], ended[index] = new[-1], self._step.engine, ends[-1]
         self._scores_left += "scores" in data or "ranking" in data
         if kind_of(data) == "demonstration" and self._step.keep == "last":
-            return Made([{"prompt": data["prompt"], "completion": texts[0]}])
-        return Made([{"prompt": data["prompt"], "completions": texts, "models": labels}])
+            made: Row = {"prompt": data["prompt"], "completion": texts[0]}
+        else:
+            made = {"prompt": data["prompt"], "completions": texts, "models": labels}
+        return Made([made if all(ended) else with_ended(made, ended)])
 
     def facts(self) -> dict[str, Any]:
         return {
             "evolved": self._evolved,
             "methods": dict(sorted(self._used.items())),
-            "evolutions_without_result": dict(self._ended.most_common()),
+            "evolutions_without_result": dict(self._failed.most_common()),
             "answers_cut_off": self._broken,
             "rows_whose_scores_were_left_out": self._scores_left,
         }
@@ -84,6 +88,12 @@ class Evolving:
                 return
             now = new
             yield now
+
+    @staticmethod
+    def _ended(given: Given, index: int, round: int) -> bool:
+        """Whether the rewriting of this round came to its end."""
+        answer = given(f"{index}.{round}")
+        return answer is None or answer.ended[0]
 
     def _rewritten(self, answer: Answer | None, before: str, number: str) -> tuple[str, str]:
         """(the new text, the reason why it does not count)."""
@@ -109,7 +119,7 @@ class Evolving:
     def _count(self, answer: Answer | None, reason: str, method: str) -> None:
         self._broken += answer is not None and answer.error is None and not answer.ended[0]
         if reason:
-            self._ended[reason] += 1
+            self._failed[reason] += 1
         else:
             self._evolved += 1
             self._used[method] += 1

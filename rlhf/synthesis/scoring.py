@@ -134,6 +134,7 @@ def with_scores(
         return Made(reason=UNSCORED)
     columns = {
         "completions": row["completions"], "scores": scores, "models": row.get("models"), "rationales": rationales,
+        "ended": row.get("ended"),
     }  # fmt: skip
     kept = {name: [column[i] for i in keep] for name, column in columns.items() if column is not None}
     return Made([{"prompt": row["prompt"], **kept}])

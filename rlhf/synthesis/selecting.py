@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf.data.rankings import below
-from rlhf.data.rows import Located, Row, Text, grades_of, text_of
+from rlhf.data.rows import Located, Row, Text, grades_of, pair_of, text_of
 from rlhf.recipe.synthesis import SelectStep
 from rlhf.synthesis.answering import content
 from rlhf.synthesis.asking import Ask, Given, Lane, Made, chance
@@ -61,9 +61,7 @@ class Selecting:
             return Made(reason=MARGIN)
         if self._step.max_similarity < 1 and similarity(a, b) > self._step.max_similarity:
             return Made(reason=ALIKE)
-        pair = {"prompt": data["prompt"], "chosen": texts[best], "rejected": texts[worst]}
-        if "scores" in data:
-            pair["margin"] = margin
+        pair = pair_of(data, best, worst, margin if "scores" in data else None)
         if "models" in data:
             self._chosen[data["models"][best]] += 1
             self._rejected[data["models"][worst]] += 1

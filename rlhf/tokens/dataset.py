@@ -96,7 +96,8 @@ def tokenize(
         work.needs_any(writer.rows, "row is left to train on")
         lengths = {"policy": data.on_overflow, "rows": fit.over, "truncated": fit.truncated}
         more = {"converted": work.converted, "over_length": lengths | {"dropped": fit.over - fit.truncated}}
-        writer.close(work.report(writer.rows) | more | {"truncated": fit.truncated, "tokens": writer.tokens})
+        counts = {"truncated": fit.truncated, "completions": writer.completions, "tokens": writer.tokens}
+        writer.close(work.report(writer.rows) | more | counts)
 
     folder = token_folder(sources, tokenizer, data.template, what, seed, make)
     return TokenizedRows(Segments(folder), folder.origins, folder.report, folder.fingerprint)
@@ -223,6 +224,7 @@ class _CountedStream:
             "template": self.renderer.kind,
             "boundary_splits": self.renderer.boundary_splits,
             "special_tokens_in_text": self.renderer.special_tokens_in_text,
+            "unfinished": self.renderer.unfinished,
         }
 
 

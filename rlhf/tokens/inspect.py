@@ -107,6 +107,11 @@ def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, con
             f"but {counted(cut, 'row')} {'was' if cut == 1 else 'were'} cut at max_length: a completion that was cut has "
             "lost its end, and does not train EOS;"
         )
+    if unfinished := rows.report.get("unfinished"):
+        lines.append(
+            f"but {counted(unfinished, 'completion')} did not end, as {'its row says' if unfinished == 1 else 'their rows say'}: "
+            "no EOS follows there;"
+        )
     lines.append("no padding is trained, and the beginning-of-text token is not doubled")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
@@ -115,7 +120,7 @@ def check_rows(
     rows: TokenizedRows, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, score_prompt: bool = False
 ) -> int:
     """Check the invariants on the labels of every row. Returns how many completions there are. Raises DataError for a wrong row."""
-    checked = 0
+    checked, endless = 0, rows.report.get("unfinished", 0)
     for start in range(0, len(rows.segments), CHECKED_AT_ONCE):
         part = range(start, min(start + CHECKED_AT_ONCE, len(rows.segments)))
         segments = [rows.segments[i] for i in part]
@@ -125,9 +130,13 @@ def check_rows(
             for completion in segment.completion_ids:
                 ids, labels, last = next(laid_out)
                 prompt = len(segment.prompt_ids)
+                ids = ids[: last + 1]
                 reason = _mislabelled(ids, labels, prompt, last + 1, score_prompt) or _misspelt(
-                    ids[: last + 1], prompt, recipe, tokenizer
+                    ids, prompt, recipe, tokenizer
                 )
+                if reason is None and _lacks_eos(ids, recipe, tokenizer):
+                    endless -= 1  # some completions did not end, as their rows say; no other may lack EOS
+                    reason = None if endless >= 0 else "does not train EOS, although template.add_eos is set"
                 if reason:
                     raise rows.rows[i].error(reason)
                 assert len(completion) == last + 1 - prompt
@@ -153,16 +162,19 @@ def _misspelt(ids: list[int], prompt: int, recipe: TrainRecipe, tokenizer: PreTr
     """What is wrong with a row's tokens: its length, its end, its beginning."""
     template, limit = recipe.data.template, recipe.data.max_length
     bos, eos, pad_id = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    cut = recipe.data.on_overflow == "truncate" and len(ids) == limit
     if len(ids) > limit:
         return f"is longer than max_length: {len(ids)} tokens"
-    if template.add_eos and ids[-1] != eos and not cut:
-        return "does not train EOS, although template.add_eos is set"
     if ids[prompt:].count(eos) > 1 and ids[-2] == eos:
         return "trains EOS twice at its end"
     if pad_id not in (eos, bos, tokenizer.unk_token_id) and pad_id in ids[prompt:]:
         return "trains the padding token inside the completion"
     return _doubled_bos(ids if bos != eos else ids[:prompt], bos, template.kind)
+
+
+def _lacks_eos(ids: list[int], recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether EOS is missing where the template puts one: not after a row that was cut at max_length."""
+    cut = recipe.data.on_overflow == "truncate" and len(ids) == recipe.data.max_length
+    return recipe.data.template.add_eos and ids[-1] != tokenizer.eos_token_id and not cut
 
 
 def _doubled_bos(ids: list[int], bos: Any, kind: str) -> str | None:

@@ -46,7 +46,7 @@ class TokenWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows = self.tokens = 0
+        self.rows = self.completions = self.tokens = 0
         self._ids = (folder / "ids.bin").open("wb")
         self._texts = (folder / "texts.jsonl").open("w", encoding="utf-8")
         self._parts: dict[str, list[Any]] = {name: [] for name in _TYPES}
@@ -89,6 +89,7 @@ class TokenWriter:
         for name, value in values.items():
             self._parts[name].append(np.asarray(value, dtype=_TYPES[name]))
         self.rows += len(rows)
+        self.completions += sum(len(row) - 1 for row in parts)
         self.tokens += len(ids)
 
 

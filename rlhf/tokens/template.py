@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlhf.data.rows import Row, Text, completions_of, grades_of
+from rlhf.data.rows import Row, Text, completions_of, ended_of, grades_of
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.sections import TemplateSection
 from rlhf.tokens.segments import Segment
@@ -38,21 +38,24 @@ class Rendered:
 
     prompt: str
     completions: tuple[str, ...]
+    ended: tuple[bool, ...]
     grades: tuple[float, ...] = ()
     margin: float | None = None
 
 
 class Renderer:
-    """Turns canonical rows into segments, and counts two things.
+    """Turns canonical rows into segments, and counts three things.
 
     boundary_splits: completions that were tokenised apart from their prompt, because one token would have held parts of both.
     special_tokens_in_text: control tokens that were written out in prompts or completions, and kept as plain text.
+    unfinished: completions that were cut off, as their rows say, and therefore have no end.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, section: TemplateSection) -> None:
         self.tokenizer, self.section = tokenizer, section
         self.boundary_splits = 0
         self.special_tokens_in_text = 0
+        self.unfinished = 0
         if section.add_eos and tokenizer.eos_token_id is None:
             raise RecipeError("template.add_eos: this tokenizer has no EOS token; set add_eos: false")
         added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
@@ -63,6 +66,7 @@ class Renderer:
         glued = self._plain_ids(_PROBE) * 2
         self._needs_anchor = tokenizer.decode(glued) != _PROBE * 2
         self.kind: Literal["auto", "plain", "chat"] = "auto"
+        self._end_id: int | None = None
         if section.kind != "auto":
             self._settle(section.kind)
 
@@ -112,7 +116,8 @@ class Renderer:
         text = self._prompt_text(prompt)
         tails = tuple(self._tail(prompt, text, c) for c in completions)
         margin = row.get("margin")
-        return Rendered(text, tails, tuple(grades_of(row)), None if margin is None else float(margin))
+        number = None if margin is None else float(margin)
+        return Rendered(text, tails, tuple(ended_of(row)), tuple(grades_of(row)), number)
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Segment]:
         """Tokenise rendered rows together: all prompts, then all full texts, then the few completions that must be tokenised apart."""
@@ -129,11 +134,22 @@ class Renderer:
         self.boundary_splits += len(apart)
         anchored = self._needs_anchor
         again = iter([self._pieces(c, goes_on=True) for c in apart] if anchored else self._encode(apart))
-        ended = iter([self._end(next(again) if ids is None else ids) for ids in tails])
+        whole = iter([next(again) if ids is None else ids for ids in tails])
         return [
-            Segment(self._front + prompt, [next(ended) for _ in r.completions], r.grades, r.margin)
+            Segment(self._front + prompt, [self._end(next(whole), ended) for ended in r.ended], r.grades, r.margin)
             for r, prompt in zip(rendered, prompts, strict=True)
         ]
+
+    def with_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a completion that ended: its own, which hold no end, and what training puts after them."""
+        return self._end([*ids, *([] if self._end_id is None else [self._end_id])])
+
+    def without_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a completion without the control tokens at its end."""
+        stop = len(ids)
+        while stop and ids[stop - 1] in self._control_ids:
+            stop -= 1
+        return list(ids[:stop])
 
     # --- text -------------------------------------------------------------------------------------------------------
 
@@ -233,10 +249,16 @@ class Renderer:
                 return anchored[len(anchor) :]
         return self._plain_ids(text, literal)
 
-    def _end(self, ids: list[int]) -> list[int]:
-        """A completion's ids up to its end-of-turn token. With `add_eos`, EOS follows, unless that token is EOS."""
+    def _end(self, ids: list[int], ended: bool = True) -> list[int]:
+        """A completion's ids up to its end-of-turn token. With `add_eos`, EOS follows, unless that token is EOS.
+
+        A completion that did not end stops before the end-of-turn token, and has no EOS.
+        """
         if self._end_id is not None and self._end_id in ids:
-            ids = ids[: len(ids) - ids[::-1].index(self._end_id)]
+            ids = ids[: len(ids) - ids[::-1].index(self._end_id) - (not ended)]
+        if not ended and ids:
+            self.unfinished += 1
+            return ids
         eos = cast(int, self.tokenizer.eos_token_id)
         return [*ids, eos] if self.section.add_eos and (not ids or ids[-1] != eos) else ids
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -102,7 +102,16 @@ class Fields:
 
     def boolean(self, field: str) -> bool:
         """true or false; 1 or 0 and the words as text, as CSV has them, are taken too."""
-        value = self.get(field)
+        return self._boolean(field, self.get(field))
+
+    def booleans(self, field: str, n: int) -> Sequence[bool]:
+        """One true or false for each of `n` completions."""
+        values = self.list(field)
+        if len(values) != n:
+            raise self.error(field, f"has {len(values)} values for {n} completions")
+        return [self._boolean(field, value) for value in values]
+
+    def _boolean(self, field: str, value: Any) -> bool:
         found = as_boolean(value)
         if found is None:
             raise self.error(field, f"must be true or false (or 1 or 0): {shown(value)}")

@@ -44,7 +44,8 @@ def _preference(f: Fields) -> Row:
         row["margin"] = f.number("margin", f.data["margin"])
         if row["margin"] < 0:
             raise f.error("margin", "is negative, so rejected would be the better one")
-    return distinct(f, row)
+    flags = ("chosen_ended", "rejected_ended")
+    return distinct(f, row | {flag: f.boolean(flag) for flag in flags if f.has(flag)})
 
 
 def _ranking(f: Fields) -> Row:
@@ -55,6 +56,8 @@ def _ranking(f: Fields) -> Row:
     if n < 2:
         raise f.error(listed, "needs two completions at least")
     row["completions"] = completions
+    if f.has("ended"):
+        row["ended"] = list(f.booleans("ended", n))
     if listed == "best_first":
         return row | {"ranking": list(range(n))}
     by_order = None
@@ -84,9 +87,11 @@ def _scored(f: Fields) -> Row:
 
 def _demonstration(f: Fields) -> Row:
     if not f.has("prompt") and f.has("messages"):
-        return dialogue(f, "messages")
-    row = prompt(f)
-    return row | {"completion": completion(f, "completion", f.get("completion"), row["prompt"])}
+        row = dialogue(f, "messages")
+    else:
+        row = prompt(f)
+        row["completion"] = completion(f, "completion", f.get("completion"), row["prompt"])
+    return row | {"ended": f.boolean("ended")} if f.has("ended") else row
 
 
 def _unpaired(f: Fields) -> Row:
@@ -107,7 +112,12 @@ def _is_pair(f: Fields) -> bool:
     return f.has("prompt") or isinstance(f.data["chosen"], list)
 
 
-PREFERENCE = Spec(_preference, (("prompt", "chosen", "rejected"), ("chosen", "rejected")), _is_pair, ("margin",))
+PREFERENCE = Spec(
+    _preference,
+    (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    _is_pair,
+    ("margin", "chosen_ended", "rejected_ended"),
+)
 RANKING = Spec(
     _ranking,
     (
@@ -118,21 +128,24 @@ RANKING = Spec(
         ("prompt", "best_first"),
     ),
     lambda f: any(map(f.has, ("ranking", "comparisons", "best_first"))) or "ranks" in f.columns,
-    ("scores", "ranking", "comparisons", "ranks"),
+    ("scores", "ranking", "comparisons", "ranks", "ended"),
 )
 SCORED = Spec(
     _scored,
     (("prompt", "completions", "scores"),),
     lambda f: not (f.has("ranking") or f.has("comparisons") or "ranks" in f.columns),
+    ("ended",),
 )
 DEMONSTRATION = Spec(
     _demonstration,
     (("prompt", "completion"), ("messages",)),
     lambda f: f.has("completion") and not is_judgement(f.data.get("label")),
+    ("ended",),
 )
 UNPAIRED = Spec(
     _unpaired,
     (("prompt", "completion", "label"), ("messages", "label")),
     lambda f: as_boolean(f.data["label"]) is not None,
+    ("ended",),
 )
 PROMPT = Spec(prompt, (("prompt",),), lambda f: not {c.lower() for c in f.data}.intersection(ANSWERS))

@@ -122,6 +122,29 @@ def eval_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug =
 
 
 @app.command(
+    "report",
+    epilog=example(
+        "rlhf report outputs/quickstart/eval",
+        "rlhf report seed-0/eval seed-1/eval seed-2/eval",
+    ),
+)
+def report_command(
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="EVALUATION...", help="Output folders of `rlhf eval`, or their report.json.", show_default=False
+        ),
+    ],
+    debug: Debug = False,
+) -> None:
+    """Print finished evaluations as a Markdown table with findings; of several runs, the means and ranges."""
+    with reported(debug):
+        from rlhf.evaluate.spread import as_markdown, read_reports
+
+        typer.echo(as_markdown(read_reports(evaluations)), nl=False)
+
+
+@app.command(
     "run",
     epilog=example(
         "rlhf run recipes/quickstart",

@@ -96,22 +96,3 @@ def sample_rows(everyone: Sequence[Answers], scores: Scores) -> list[dict[str, A
         for p in range(len(reference.samples))
         for j in range(len(reference.samples[p]))
     ]
-
-
-def verdict_sentences(models: Sequence[Mapping[str, Any]], judge: str) -> list[str]:
-    """One sentence for each model: what the interval of `judge` proves, and the KL."""
-    reference, sentences = models[0]["name"], []
-    for model in models[1:]:
-        rate = model["scores"][judge]["win_rate"]
-        if rate["low"] > 0.5:
-            claim = f"{model['name']} is better than {reference}"
-        elif rate["high"] < 0.5:
-            claim = f"{model['name']} is worse than {reference}"
-        else:
-            claim = f"No difference between {model['name']} and {reference} is shown"
-        kl = f", {model['kl']['value']:.2f} nats from it" if model["kl"] else ""
-        sentences.append(
-            f"{claim}: it wins {100 * rate['value']:.0f}% of {rate['n']} prompts by {judge} "
-            f"(95% interval {100 * rate['low']:.0f} to {100 * rate['high']:.0f}%){kl}."
-        )
-    return sentences

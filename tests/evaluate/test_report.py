@@ -19,7 +19,6 @@ from rlhf.evaluate.console import print_report
 from rlhf.evaluate.report import choose_samples, render
 from rlhf.evaluate.run import evaluate
 from rlhf.evaluate.runs import read_run, runs_of
-from rlhf.evaluate.summary import verdict_sentences
 from rlhf.recipe.schema import EvalRecipe
 
 Make = Callable[..., EvalRecipe]
@@ -150,18 +149,6 @@ def test_samples_show_the_extremes_first() -> None:
     assert len({c["prompt"] for c in chosen}) == len(chosen) == 12
     assert chosen[0]["tag"] == "large gain (+19.00)"
     assert [len(choose_samples([row(i, i) for i in range(n)], ["A", "B"], "s")) for n in (1, 4, 7, 13)] == [1, 4, 7, 12]
-
-
-@pytest.mark.parametrize(
-    ("interval", "claim"), [((0.6, 0.8), "is better"), ((0.2, 0.4), "is worse"), ((0.4, 0.6), "No difference")]
-)
-def test_a_claim_needs_an_interval_clear_of_one_half(interval: tuple[float, float], claim: str) -> None:
-    low, high = interval
-    rate = {"value": (low + high) / 2, "low": low, "high": high, "n": 100}
-    models = [{"name": "A"}, {"name": "B", "kl": None, "scores": {"s": {"win_rate": rate}}}]
-    (sentence,) = verdict_sentences(models, "s")
-    assert claim in sentence
-    assert "of 100 prompts" in sentence
 
 
 def test_the_table_prints_names_as_they_are(

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
 from rlhf.evaluate.sampling import Answers
-from rlhf.generation.scorers import check_reward_model, load_scorers
+from rlhf.generation.reward_scorer import check_reward_model, check_template
+from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.recipe.sections import ScorerSection
@@ -47,6 +48,7 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
     for section in scorers:
         if section.model is not None:
             check_reward_model(section.model)
+            check_template(section, recipe.template)
     load_scorers([s for s in scorers if s.callable is not None], tokenizer, bf16=False, device="cpu")
     pair_judges = {section.label: load_pair_judge(section) for section in recipe.pair_judges}
     named = [(s.label, s.callable) for s in scorers] + [(j.label, j.callable) for j in recipe.pair_judges]

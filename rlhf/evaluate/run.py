@@ -20,14 +20,14 @@ from rich.console import Console
 from rlhf import __version__
 from rlhf.display.progress import say
 from rlhf.evaluate.console import print_report
+from rlhf.evaluate.findings import findings
 from rlhf.evaluate.judges import Judges, compare_all, load_judges, score_all
 from rlhf.evaluate.preferences import Pairs, reward_accuracy
 from rlhf.evaluate.report import write_html
 from rlhf.evaluate.runs import notes_of, runs_of
 from rlhf.evaluate.sampling import Answers, answers, load_reference
-from rlhf.evaluate.summary import sample_rows, summarise, verdict_sentences
+from rlhf.evaluate.summary import sample_rows, summarise
 from rlhf.generation.in_process import default_device
-from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.schema import EvalRecipe
 from rlhf.runs.manifest import write_atomically
 from rlhf.tokens.recipe_rows import with_template
@@ -77,7 +77,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         "sampling": recipe.sampling.model_dump(),
         "template": recipe.template.model_dump(),
         "prompts": {"count": len(prompts)} | prompts.report,
-        "findings": verdict_sentences(models, recipe.scorers[0].label),
+        "findings": findings(models, recipe.scorers[0].label),
         "models": models,
         "scorers": list(scores),
         "pair_judges": list(verdicts),
@@ -112,7 +112,6 @@ def _notes(
         notes.append("preferences: there is no reward_model, so they measure only the policies' implicit rewards.")
     if recipe.reward_model is not None and not recipe.preferences:
         notes.append("reward_model: there are no preferences, so its accuracy on held-out pairs is not measured.")
-    notes += template_warnings(judges.scorers, recipe.template)
     dropped = (preferences or {}).get("rows", pairs.report if pairs else {}).get("dropped")
     if dropped:
         notes.append("Held-out pairs left out: " + ", ".join(f"{n} x {why}" for why, n in dropped.items()) + ".")

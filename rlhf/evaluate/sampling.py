@@ -24,7 +24,7 @@ from rlhf.evaluate.preferences import Pairs, load_pairs
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine, context_length
-from rlhf.generation.scorers import Sample
+from rlhf.generation.reward_scorer import Sample
 from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
 from rlhf.recipe.schema import EvalModel, EvalRecipe

@@ -6,34 +6,17 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, RlhfError
-from rlhf.generation.engine import Completion
-from rlhf.models.lineage import saved_template
-from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.generation.reward_scorer import RewardScorer, Sample
 from rlhf.recipe.callables import describe, import_callable
-from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
-from rlhf.tokens.segments import Segment, collate
-from rlhf.tokens.template import Renderer
-from rlhf.tokens.tokenizer import load_tokenizer
+from rlhf.recipe.sections import ScorerSection
 
-BATCH = 32  # completions in a forward pass of a reward model
 KEYWORDS = ("prompts", "completions", "completion_ids")  # the arguments of a function in TRL's form
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One completion with its prompt, as text and as the ids that it was sampled from."""
-
-    prompt: str
-    prompt_ids: Sequence[int]
-    completion: Completion
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,7 @@ def load_scorers(
         if section.callable is not None:
             score = _callable(section.callable)
         else:
-            assert section.model is not None
-            score = _reward_model(section.model, tokenizer, bf16, device)
+            score = RewardScorer(section, tokenizer, bf16=bf16, device=device)
         scorers.append(Scorer(section.label, section.weight, score))
     return scorers
 
@@ -73,44 +55,6 @@ def total_scores(scorers: Sequence[Scorer], samples: Sequence[Sample]) -> tuple[
             raise RlhfError(f"{name} returned {scores[bad[0]]} for the completion {samples[bad[0]].completion.text!r}")
     total = [sum(s.weight * parts[s.name][i] for s in scorers) for i in range(len(samples))]
     return total, parts
-
-
-def template_warnings(sections: Sequence[ScorerSection], template: TemplateSection) -> list[str]:
-    """A sentence for each reward model that was trained with another template than that of the prompts.
-
-    Used by `rlhf generate`, evaluation and PPO. A model that rlhf did not train names no template, and gets no sentence.
-    """
-    warnings = []
-    for section in sections:
-        if section.model is None:
-            continue
-        trained = saved_template(Path(resolve(section.model)))
-        if trained is not None and trained != template:
-            theirs, ours = trained.model_dump(), template.model_dump()
-            if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
-                theirs["kind"] = ours["kind"]
-            differ = ", ".join(
-                f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key]
-            )
-            if not differ:
-                continue
-            warnings.append(
-                f"the reward model {section.model} was trained with another template ({differ}); set template: to match"
-            )
-    return warnings
-
-
-def check_reward_model(name_or_path: str) -> None:
-    """Raises RecipeError for a folder that the reward stage did not write."""
-    if not is_reward_model(name_or_path):
-        raise RecipeError(
-            f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
-        )
-
-
-def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether every id of this tokenizer is the same token for the model. The model may have more tokens."""
-    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()
 
 
 def _callable(spec: str) -> Callable[[Sequence[Sample]], list[float]]:
@@ -160,33 +104,3 @@ def _keywords(spec: str, function: Callable[..., Any]) -> list[str] | None:
             "column of the rows. Give it a default value, or compute what it needs from the prompt"
         )
     return [name for name in KEYWORDS if name in named or any(p.kind is p.VAR_KEYWORD for p in parameters)]
-
-
-def _reward_model(
-    name_or_path: str, tokenizer: PreTrainedTokenizerBase, bf16: bool, device: torch.device | str
-) -> Callable[[Sequence[Sample]], list[float]]:
-    check_reward_model(name_or_path)
-    section = ModelSection(name_or_path=name_or_path, dtype="bfloat16" if bf16 else "float32")
-    model = load_scalar_model(section, bf16=bf16, device=device)
-    model.eval().requires_grad_(False)
-    own = load_tokenizer(name_or_path)
-    same = same_tokens(name_or_path, tokenizer)
-    renderer = Renderer(own, saved_template(Path(resolve(name_or_path))) or TemplateSection())
-
-    def segment(sample: Sample) -> Segment:
-        completion = sample.completion
-        if same and tokenizer.decode(completion.ids, skip_special_tokens=True) == completion.text:
-            return Segment(sample.prompt_ids, [completion.ids])
-        # another tokenizer, or a text cut at a stop string: take the text; add EOS if it ended or is empty
-        prompt = sample.prompt_ids if same else renderer.prompt_ids(sample.prompt)
-        text = own(completion.text, add_special_tokens=False).input_ids
-        return Segment(prompt, [[*text, own.eos_token_id] if completion.ended or not text else text])
-
-    @torch.no_grad()
-    def score(samples: Sequence[Sample]) -> list[float]:
-        scores: list[float] = []
-        for i in range(0, len(samples), BATCH):
-            scores += model(collate([segment(s) for s in samples[i : i + BATCH]]).to(device)).tolist()
-        return scores
-
-    return score

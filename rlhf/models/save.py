@@ -20,6 +20,7 @@ from rlhf.embedded import hub_name
 from rlhf.errors import CheckpointError
 from rlhf.models.adapters import save_adapters
 from rlhf.models.lineage import Lineage
+from rlhf.models.scores import ScoreScale, read_scale
 
 if TYPE_CHECKING:
     from rlhf.models.batching import SegmentModule
@@ -41,8 +42,10 @@ def save_final(
 
 
 def save_head(module: SegmentModule, folder: Path) -> None:
-    """The scalar head of a reward model; nothing for a policy."""
-    head = getattr(module, "head", None)
+    """The scalar head of a reward model and the scale of its scores; nothing for a policy."""
+    head, scale = getattr(module, "head", None), getattr(module, "scale", None)
+    if isinstance(scale, ScoreScale):
+        scale.write(folder)
     if isinstance(head, nn.Linear):
         save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / "head.safetensors")
 
@@ -58,6 +61,7 @@ def load_head(model: ScalarModel, folder: Path) -> None:
             f"{path}: a head of width {state['weight'].shape[1]} on a body of {model.head.in_features}"
         )
     model.head.load_state_dict(state)
+    model.scale = read_scale(folder)
 
 
 def save_whole(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.models.attention import padded_inputs, segment_inputs
 from rlhf.models.batching import SegmentModule
+from rlhf.models.scores import ScoreScale
 from rlhf.tokens.segments import IGNORE_INDEX, SegmentBatch, pad
 
 
@@ -27,6 +28,7 @@ class ScalarModel(SegmentModule):
         self.head = nn.Linear(width, 1, dtype=torch.float32, device=self.transformer.device)
         nn.init.normal_(self.head.weight, std=1 / (width + 1) ** 0.5)
         nn.init.zeros_(self.head.bias)
+        self.scale: ScoreScale | None = None  # of a trained reward model
         self.choose_batching(batching)
 
     def forward(self, batch: SegmentBatch, *, per_token: bool = False) -> Tensor:
@@ -35,6 +37,12 @@ class ScalarModel(SegmentModule):
             hidden = self._hidden(batch, per_token)
         scalars: Tensor = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
         return scalars
+
+    @torch.no_grad()
+    def rescale(self, factor: float, shift: float) -> None:
+        """From now on, every scalar is `factor` times what it was, plus `shift`."""
+        self.head.weight *= factor
+        self.head.bias.mul_(factor).add_(shift)
 
     def probe(self, batch: SegmentBatch) -> Tensor:
         with self.autocast():

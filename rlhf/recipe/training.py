@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -136,19 +136,22 @@ class DpoRecipe(TrainRecipe):
 
 
 class AdaptiveKlSection(Section):
-    """Ziegler et al. 2019: the coefficient follows the measured KL towards `target` over `horizon` episodes."""
+    """Ziegler et al. 2019: the coefficient follows the measured KL towards `target` over `horizon` episodes.
+
+    Left out, the horizon is a twentieth of the run's episodes: the coefficient can then change by a factor of 50 or so.
+    """
 
     target: PositiveFloat = 6.0
-    horizon: PositiveInt = 10_000
+    horizon: PositiveInt | None = None
 
 
 class MissingEosSection(Section):
-    """What a completion without a stop token scores: a fixed `value` instead (`replace`), or its score less `value`
-    (`penalty`, which is not negative).
+    """What a completion without a stop token scores: its score less `value` (`penalty`, which is not negative), or a fixed
+    `value` instead (`replace`).
     """
 
-    mode: Literal["replace", "penalty"] = "replace"
-    value: float = -1.0
+    mode: Literal["replace", "penalty"] = "penalty"
+    value: float = 1.0
 
     @model_validator(mode="after")
     def _a_penalty_is_subtracted(self) -> MissingEosSection:
@@ -161,7 +164,10 @@ class MissingEosSection(Section):
 
 
 class PpoSection(Section):
-    """PPO for language models. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each."""
+    """PPO for language models. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each.
+
+    Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
+    """
 
     rollout_batch_size: PositiveInt = 64
     num_ppo_epochs: PositiveInt = 4
@@ -181,6 +187,15 @@ class PpoSection(Section):
     whiten_rewards: bool = False
     center_rewards: bool = True
     missing_eos: MissingEosSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_penalty_beside_a_reward_model(cls, section: Any) -> Any:
+        rewards = section.get("rewards") if isinstance(section, dict) else None
+        given = [reward for reward in rewards if isinstance(reward, dict)] if isinstance(rewards, list) else []
+        if "missing_eos" not in section and any(reward.get("model") for reward in given):
+            return section | {"missing_eos": {}}
+        return section
 
     @model_validator(mode="after")
     def _rollouts_are_the_policys_own(self) -> PpoSection:

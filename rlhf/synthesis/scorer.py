@@ -66,7 +66,7 @@ class ScorerEngine:
 
     def _sample(self, prompt: Text) -> Any:
         from rlhf.generation.engine import Completion
-        from rlhf.generation.scorers import Sample
+        from rlhf.generation.reward_scorer import Sample
 
         if isinstance(prompt, str):
             raise RlhfError("a scorer is asked with messages: the prompt's, then the completion")

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.generation.scorers import Sample, Scorer, load_scorers, same_tokens, template_warnings, total_scores
+from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template, same_tokens
+from rlhf.generation.scorers import Scorer, load_scorers, total_scores
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
+from rlhf.models.load import is_reward_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import PpoRecipe, PpoSection
@@ -55,15 +57,14 @@ class Ppo:
         self.accelerator = setup.accelerator
         self.model = self.policy = setup.policy()
         self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
-        self.value_model = setup.scalar_model(_value_source(recipe.ppo, setup))
+        for reward in recipe.ppo.rewards:
+            check_template(reward, recipe.data.template)
+        self.value_model = _value_model(recipe.ppo, setup)
         self.module = ActorCritic(self.policy, self.value_model)
         self.engine = setup.engine(self.policy)
         self.scorers = load_scorers(
             recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
         )
-        for warning in template_warnings(recipe.ppo.rewards, recipe.data.template):
-            self.accelerator.print(f"warning: {warning}")
-        self.kl = _controller(recipe)
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
@@ -71,6 +72,7 @@ class Ppo:
         self.total_steps = recipe.training.max_steps or int(
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
+        self.kl = self._controller()
 
     def updates(self, step: int) -> Iterator[Update[Experience]]:
         """One iteration: rollouts first, then each optimizer step's microbatches."""
@@ -79,6 +81,8 @@ class Ppo:
         groups = self.engine.generate([p.ids for p in prompts], self.section.sampling, seed=self._sampling_seed(step))
         # 2 score
         scores, parts = sample_scores(groups, prompts, self.scorers)
+        if step == 0:
+            self._ask_about_ends(groups, prompts)
         if self.reward_offset is None:  # the policy is still the reference: centre on what it writes
             self.reward_offset = self._mean(scores)
         # 3 evaluate
@@ -144,6 +148,30 @@ class Ppo:
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl.value, self.reward_offset = state["kl_coef"], state["reward_offset"]
 
+    def _controller(self) -> KlController:
+        """What sets kl_coef, with a word on how far it can go in this run."""
+        section, adaptive = self.section, self.section.adaptive_kl
+        if adaptive is None:
+            return FixedKl(section.kl_coef)
+        each = section.rollout_batch_size * section.sampling.n
+        horizon = adaptive.horizon or max(each, self.total_steps * each // 20)
+        most = (1.0 + 0.2 * each / horizon) ** self.total_steps
+        said = f"in {self.total_steps * each} episodes kl_coef can grow by a factor of {most:.3g} at most"
+        hint = "" if most >= 2 else "; lower ppo.adaptive_kl.horizon, or leave it out"
+        self.accelerator.print(f"ppo.adaptive_kl, horizon {horizon}: {said}{hint}")
+        return AdaptiveKl(section.kl_coef, adaptive.target, horizon)
+
+    def _ask_about_ends(self, groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> None:
+        """Say so where a reward model goes by the end of a text more than by the text."""
+        if not self.accelerator.is_main_process:
+            return
+        samples = samples_of(groups, prompts)
+        for scorer in self.scorers:
+            if isinstance(scorer.score, RewardScorer) and abs(effect := scorer.score.effect_of_end(samples)) > 1.0:
+                self.accelerator.print(
+                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.section.missing_eos)}"
+                )
+
     def _prompts_of(self, step: int) -> list[Prompt]:
         """This rank's prompts of one iteration: the next of an endless stream of permutations."""
         total, size = len(self.prompts), self.section.rollout_batch_size
@@ -202,9 +230,26 @@ def sample_scores(
     groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
 ) -> tuple[Tensor, dict[str, float]]:
     """The total score of every completion in order, [M], and the mean of each scorer."""
-    samples = [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
-    total, parts = total_scores(scorers, samples)
+    total, parts = total_scores(scorers, samples_of(groups, prompts))
     return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
+
+
+def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[Sample]:
+    """Every completion with its prompt, in order."""
+    return [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+
+
+def _value_model(section: PpoSection, setup: Setup) -> ScalarModel:
+    """The value model as it starts. Where it starts as a reward model, it speaks of that model's share of the reward."""
+    source = _value_source(section, setup)
+    model = setup.scalar_model(source)
+    if source is not None and is_reward_model(source):
+        reward = next((r for r in section.rewards if r.model == source), None)
+        weight = 1.0 if reward is None else reward.weight
+        scale = model.scale if reward is None or reward.normalize else None
+        mean, std = (0.0, 1.0) if scale is None else (scale.mean, scale.std)
+        model.rescale(weight / std, -weight * mean / std)
+    return model
 
 
 def _value_source(section: PpoSection, setup: Setup) -> str | None:
@@ -215,10 +260,3 @@ def _value_source(section: PpoSection, setup: Setup) -> str | None:
         return section.value_model
     models = [s.model for s in section.rewards if s.model is not None and same_tokens(s.model, setup.tokenizer)]
     return next(iter(models), None)
-
-
-def _controller(recipe: PpoRecipe) -> KlController:
-    section = recipe.ppo
-    if section.adaptive_kl is None:
-        return FixedKl(section.kl_coef)
-    return AdaptiveKl(section.kl_coef, section.adaptive_kl.target, section.adaptive_kl.horizon)

@@ -20,11 +20,14 @@ from rlhf.models.load import source_of
 from rlhf.models.probe import ROWS as PROBE_ROWS
 from rlhf.models.probe import combine_adapters, write_probe
 from rlhf.models.save import save_final
+from rlhf.models.scalar import ScalarModel
+from rlhf.models.scores import measure_scale
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
 from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
+from rlhf.tokens.dataset import TokenizedRows
 from rlhf.tokens.recipe_rows import probe_rows, training_rows, with_template
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
@@ -63,6 +66,9 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         accelerator.free_memory()  # the optimizer's: room to load what is saved
         samples = probe_rows(rows, PROBE_ROWS)
         combine_adapters(stage.model, samples)
+        scored = held_out if len(held_out.items) else rows
+        if isinstance(stage.model, ScalarModel) and isinstance(scored, TokenizedRows):
+            stage.model.scale = measure_scale(stage.model, scored.segments, rows.report)
         with atomic_folder(folder / "final") as final:
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
             (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")

@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.manual_seed(2)
     scalar = load_scalar_model(ModelSection(name_or_path=folders["A"]))
     base = Base(folders["A"], "", "float32", None)
-    lineage = Lineage("reward", base, (), {"kind": "chat"}, rows="", steps=1, processes=1, rlhf="0.1.0")
+    lineage = Lineage("reward", base, (), {"kind": "plain"}, rows="", steps=1, processes=1, rlhf="0.1.0")
     save_final(scalar, tokenizer, reward, dtype=torch.float32, lineage=lineage)
     return {**folders, "R": str(reward)}
 

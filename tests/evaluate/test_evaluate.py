@@ -116,7 +116,11 @@ def test_held_out_preferences(recipe_of: Make, models: dict[str, str], tmp_path:
     assert report["models"][1]["implicit_accuracy"]["value"] == pytest.approx((gains > 0).mean())
     reward = report["scorers"][-1]  # the reward model scores the samples too
     assert set(report["models"][0]["scores"]) == {"letters", reward}
-    assert any("another template" in note for note in report["notes"])
+
+
+def test_a_reward_model_of_another_template_is_refused(recipe_of: Make, models: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match=r"was trained with another template \(kind 'plain' instead of 'chat'\)"):
+        evaluate(recipe_of("AB", reward_model=models["R"], template={"kind": "chat"}))
 
 
 def test_the_reward_models_accuracy_turns_round_with_the_pairs(models: dict[str, str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rlhf.evaluate.sampling import sampled_kl
 from rlhf.generation.engine import Completion
 from rlhf.generation.in_process import InProcessEngine
-from rlhf.generation.scorers import Sample
+from rlhf.generation.reward_scorer import Sample
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 from tests.evaluate.conftest import tiny_llama

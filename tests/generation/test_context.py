@@ -12,10 +12,8 @@ from rlhf.cli.check import check
 from rlhf.errors import RecipeError, SetupError
 from rlhf.generation.context import config_context
 from rlhf.generation.run import generate
-from rlhf.generation.scorers import template_warnings
 from rlhf.recipe.loader import read
 from rlhf.recipe.schema import RECIPE, GenerateRecipe
-from rlhf.recipe.sections import ScorerSection, TemplateSection
 from rlhf.runs.start import run_recipe
 
 RECIPES = {
@@ -82,12 +80,3 @@ def test_generate_refuses_several_processes(tmp_path: Path, model: Path, monkeyp
     with pytest.raises(SetupError, match="method: generate runs in one process, and the launcher started 2"):
         run_recipe(recipe(tmp_path, model))
     assert not (tmp_path / "out").exists()
-
-
-def test_a_reward_model_of_another_template_is_named(tmp_path: Path) -> None:
-    lineage = {"template": {"kind": "plain", "prompt": "Question: {prompt}\n\nAnswer: "}}
-    (tmp_path / "lineage.json").write_text(json.dumps(lineage))
-    scorers = [ScorerSection(model=str(tmp_path)), ScorerSection(callable="json:dumps")]
-    assert template_warnings(scorers, TemplateSection.model_validate(lineage["template"])) == []
-    (warning,) = template_warnings(scorers, TemplateSection(kind="plain"))
-    assert "was trained with another template (prompt 'Question: {prompt}\\n\\nAnswer: ' instead of" in warning

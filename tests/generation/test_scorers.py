@@ -8,7 +8,8 @@ import pytest
 
 from rlhf.errors import RecipeError, RlhfError
 from rlhf.generation.engine import Completion
-from rlhf.generation.scorers import Sample, load_scorers
+from rlhf.generation.reward_scorer import Sample
+from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.sections import ScorerSection
 
 SAMPLES = [Sample("one", [1], Completion([5, 6], " a", True)), Sample("two", [2], Completion([7], " bcd", False))]

@@ -40,16 +40,18 @@ def test_its_scores_are_those_of_the_rows_it_was_trained_on(
     model = load_scalar_model(ModelSection(name_or_path=folder)).eval()
     segments = [renderer.segment({"prompt": ranking["prompt"], "completion": c}) for c in ranking["completions"]]
     with torch.no_grad():
-        expected = [model(collate([segment])).item() for segment in segments]
-    assert made[0]["scores"] == pytest.approx(expected, abs=1e-5)
+        raw = [model(collate([segment])).item() for segment in segments]
+    assert model.scale is not None
+    expected = [(value - model.scale.mean) / model.scale.std for value in raw]
+    assert made[0]["scores"] == pytest.approx(expected, abs=1e-4)
     assert len(set(made[0]["scores"])) == 3
-    assert report["mean_score"] == pytest.approx(sum(expected) / 3, abs=1e-5)
+    assert report["mean_score"] == pytest.approx(sum(expected) / 3, abs=1e-4)
 
     if kind == "chat":
         asked = [{"role": "user", "content": "a good film?"}]
         turns = [[{"role": "assistant", "content": c}] for c in ranking["completions"]]
         conversation, _ = score([{"prompt": asked, "completions": turns}], model=folder)
-        assert conversation[0]["scores"] == pytest.approx(expected, abs=1e-5)
+        assert conversation[0]["scores"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_model_that_is_no_reward_model_is_refused(model_folder: Callable[[str], str]) -> None:  # noqa: F811

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTraine
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
 from rlhf.generation.in_process import InProcessEngine
-from rlhf.generation.scorers import Sample, load_scorers
+from rlhf.generation.reward_scorer import Sample
+from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.sections import ScorerSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate

@@ -13,8 +13,10 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from rlhf.errors import RecipeError
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.scalar import ScalarModel
+from rlhf.models.scores import read_scale
 from rlhf.recipe.sections import ModelSection, TemplateSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
@@ -52,34 +54,45 @@ def test_08_the_reward_heads_start(width: int) -> None:
             assert scores.tolist() == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("weight", [1.0, -3.0])
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
-def test_09_the_value_model_starts_as_the_reward_model(
-    lora: Any, recipe_of: Recipes, model_folder: Folders, reward_model: Callable[[], str]
+def test_09_the_value_model_starts_as_the_reward_models_share(
+    lora: Any,
+    weight: float,
+    normalize: bool,
+    recipe_of: Recipes,
+    model_folder: Folders,
+    reward_model: Callable[[], str],
 ) -> None:
+    """Its values are in the unit of the reward: what the reward model says, normalised as its scores are, by its weight."""
     folder = reward_model()
-    rewards = [LETTERS, {"model": folder}]
+    rewards = [LETTERS, {"model": folder, "weight": weight, "normalize": normalize}]
     stage = stage_of(recipe_of("ppo", model_folder("llama"), ppo={"rewards": rewards}, lora=lora))
     rollouts = iteration(stage)
     theirs = load_scalar_model(ModelSection(name_or_path=folder))
+    assert theirs.scale is not None
+    mean, std = (theirs.scale.mean, theirs.scale.std) if normalize else (0.0, 1.0)
     for r in rollouts:
         with torch.no_grad():
-            values = theirs(r.batch, per_token=True)
-        torch.testing.assert_close(r.old_values, values, rtol=1e-6, atol=1e-6)
+            values = weight * (theirs(r.batch, per_token=True) - mean) / std
+        torch.testing.assert_close(r.old_values, values, rtol=1e-4, atol=1e-5)
         assert r.old_values.abs().min() > 0
-    assert torch.equal(stage.value_model.head.weight, theirs.head.weight)
 
 
-def test_a_reward_model_of_another_template_is_named(
-    recipe_of: Recipes, model_folder: Folders, reward_model: Callable[[], str], capsys: pytest.CaptureFixture[str]
+def test_a_reward_model_of_another_template_is_refused(
+    recipe_of: Recipes, model_folder: Folders, reward_model: Callable[[], str]
 ) -> None:
     folder = reward_model()
-    for template, warnings in (("{prompt}", 0), ("Question: {prompt}", 1)):
-        recipe = recipe_of("ppo", model_folder("llama"), ppo={"rewards": [{"model": folder}]})
-        data = recipe.data.model_copy(update={"template": TemplateSection(kind="plain", prompt=template)})
-        capsys.readouterr()
-        stage_of(recipe.model_copy(update={"data": data}))
-        said = capsys.readouterr().out
-        assert said.count(f"warning: the reward model {folder} was trained with another template") == warnings
+    question = TemplateSection(kind="plain", prompt="Question: {prompt}")
+    for reward, refused in (({"model": folder}, True), ({"model": folder, "other_template": True}, False)):
+        recipe = recipe_of("ppo", model_folder("llama"), ppo={"rewards": [reward]})
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"template": question})})
+        if refused:
+            with pytest.raises(RecipeError, match=r"was trained with another template .*other_template: true"):
+                stage_of(recipe)
+        else:
+            stage_of(recipe)
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
@@ -174,7 +187,9 @@ def test_the_value_model_may_be_given(
         )
     )
     saved = load_file(Path(folder) / "head.safetensors")
-    assert torch.equal(given.value_model.head.weight, saved["weight"])
+    scale = read_scale(Path(folder))
+    assert scale is not None
+    torch.testing.assert_close(given.value_model.head.weight, saved["weight"] / scale.std)
     assert not torch.equal(plain.value_model.head.weight, saved["weight"])
     base = AutoModel.from_pretrained(model_folder("llama")).state_dict()
     assert all(torch.equal(v, base[n]) for n, v in plain.value_model.transformer.state_dict().items())

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.generation.engine import Completion
-from rlhf.generation.scorers import Sample, Scorer
+from rlhf.generation.reward_scorer import Sample
+from rlhf.generation.scorers import Scorer
 from rlhf.models.load import load_scalar_model
 from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.training import TrainRecipe
@@ -203,16 +204,20 @@ def test_a_callable_is_a_reward_and_several_add_up_by_weight(
     folder = reward_model()
     rewards = [LETTERS | {"weight": 0.5}, {"callable": f"{__name__}:count_spaces", "weight": -2.0},
                {"model": folder, "name": "liking", "weight": 3.0}]  # fmt: skip
-    ppo = {"rewards": rewards, "center_rewards": False}
+    ppo = {"rewards": rewards, "center_rewards": False, "missing_eos": None}
     stage = stage_of(recipe_of("ppo", model_folder("llama"), ppo=ppo, training={"per_device_train_batch_size": 8}))
     [rollout] = iteration(stage)
     model = load_scalar_model(ModelSection(name_or_path=folder))
+    scale = model.scale
+    assert scale is not None
     parts: dict[str, list[float]] = {"count_letters": [], "count_spaces": [], "liking": []}
     for prompt, group in zip(stage.engine.prompts[0], stage.engine.groups[0], strict=True):
         for completion in group:
             parts["count_letters"].append(sum(ch.isalpha() for ch in completion.text))
             parts["count_spaces"].append(completion.text.count(" "))
-            parts["liking"].append(model(collate([Segment(prompt, [completion.ids])])).item())
+            ids = completion.ids if completion.ended else [*completion.ids, EOS]  # it was trained on texts that end
+            score = model(collate([Segment(prompt, [ids])])).item()
+            parts["liking"].append((score - scale.mean) / scale.std)
     weights = {"count_letters": 0.5, "count_spaces": -2.0, "liking": 3.0}
     total = [sum(w * parts[name][i] for name, w in weights.items()) for i in range(8)]
     assert rollout.scores.tolist() == pytest.approx(total, rel=1e-5, abs=1e-5)

@@ -1,0 +1,147 @@
+"""A reward model as a scorer: it reads a completion exactly as its training laid it out, and answers in standard deviations.
+
+The policy's ids are taken over where both have the same tokens; else the text is tokenised again. The end is the training's: a
+completion that ended gets the end that the reward model's template puts there, and not the token that stopped the sampling. A
+completion that was cut off has no end, if the model was trained on such completions. A model that saw an end on every text was
+never asked about one without, and its answer would be chance (one gave such texts three points more): then every text gets its
+end, and what was cut off is dealt with by `ppo.missing_eos` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf.embedded import resolve
+from rlhf.errors import RecipeError
+from rlhf.generation.engine import Completion
+from rlhf.models.lineage import saved_template
+from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
+from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.template import Renderer
+from rlhf.tokens.tokenizer import find_model, load_tokenizer
+
+BATCH = 32  # completions in a forward pass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with its prompt, as text and as the ids that it was sampled from."""
+
+    prompt: str
+    prompt_ids: Sequence[int]
+    completion: Completion
+
+
+class RewardScorer:
+    """`scorer(samples)` gives each sample's score: in standard deviations from the mean of the model's own data, or raw."""
+
+    def __init__(
+        self, section: ScorerSection, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: torch.device | str
+    ) -> None:
+        """Raises RecipeError for a folder that the reward stage did not write."""
+        assert section.model is not None
+        name = section.model
+        check_reward_model(name)
+        model = ModelSection(name_or_path=name, dtype="bfloat16" if bf16 else "float32")
+        self.model = load_scalar_model(model, bf16=bf16, device=device).eval().requires_grad_(False)
+        self.scale = self.model.scale
+        if self.scale is None:
+            log.warning("%s has no scores.json: its scores are not normalised. Train it again to have them so", name)
+        self.normalize = section.normalize and self.scale is not None
+        self._tokenizer, own = tokenizer, load_tokenizer(name)
+        self._same = same_tokens(name, tokenizer)
+        template = saved_template(Path(resolve(name))) or TemplateSection(kind="plain")
+        self._renderer = Renderer(own, template)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float]:
+        knows = self.scale is not None and self.scale.knows_unfinished
+        scores = self._scores(samples, [sample.completion.ended or not knows for sample in samples])
+        return [self.normalised(float(score)) for score in scores]
+
+    def normalised(self, score: float) -> float:
+        """A raw score in standard deviations from the mean, where that is known and asked for."""
+        return (score - self.scale.mean) / self.scale.std if self.normalize and self.scale is not None else score
+
+    def effect_of_end(self, samples: Sequence[Sample]) -> float:
+        """How much higher the same texts score with their end than without it, in standard deviations of the scores."""
+        ends = self._scores(samples, [True] * len(samples))
+        bare = self._scores(samples, [False] * len(samples))
+        spread = float(ends.std(correction=0)) if self.scale is None else self.scale.std
+        return float((ends - bare).mean()) / max(spread, 1e-6)
+
+    def about_ends(self, name: str, effect: float, rule: object) -> str:
+        """What to say of a model whose scores go by the end: `effect` is `effect_of_end`, `rule` PPO's `missing_eos`."""
+        said = f"{name} scores the same texts {abs(effect):.1f} standard deviations {'higher' if effect > 0 else 'lower'} with their end than without"
+        if self.scale is not None and self.scale.knows_unfinished:
+            return f"{said}: it goes by the end more than by the text. Watch eos_rate"
+        paid = "nothing is taken off (ppo.missing_eos)" if rule is None else "it pays ppo.missing_eos"
+        return (
+            f"{said}. It saw an end on every text of its training, so every text is scored with one here; for a text that did not "
+            f"end, {paid}. To let it judge such texts, train it on rows that say what ended, as rlhf generate writes them"
+        )
+
+    @torch.no_grad()
+    def _scores(self, samples: Sequence[Sample], with_end: Sequence[bool]) -> Tensor:
+        """Raw scores, [M] float64, of the texts with or without an end."""
+        segments = [self._segment(sample, end) for sample, end in zip(samples, with_end, strict=True)]
+        batches = [segments[i : i + BATCH] for i in range(0, len(segments), BATCH)]
+        device = self.model.transformer.device
+        return torch.cat([self.model(collate(batch).to(device)).double().cpu() for batch in batches])
+
+    def _segment(self, sample: Sample, with_end: bool) -> Segment:
+        ids = self._ids(sample.completion)
+        prompt = sample.prompt_ids if self._same else self._renderer.prompt_ids(sample.prompt)
+        # something must be scored, so an empty text keeps its end
+        return Segment(prompt, [self._renderer.with_end(ids) if with_end or not ids else ids])
+
+    def _ids(self, completion: Completion) -> list[int]:
+        """The completion's tokens, without any end."""
+        ids = list(completion.ids)
+        if not self._same or self._tokenizer.decode(ids, skip_special_tokens=True) != completion.text:
+            return self._renderer.continuation_ids(completion.text)  # also a text that was cut at a stop string
+        return self._renderer.without_end(ids) if completion.ended else ids
+
+
+def check_reward_model(name_or_path: str) -> None:
+    """Raises RecipeError for a folder that the reward stage did not write."""
+    if not is_reward_model(name_or_path):
+        raise RecipeError(
+            f"model: {name_or_path} is not a reward model: it has no head.safetensors (train one with method: reward)"
+        )
+
+
+def check_template(section: ScorerSection, template: TemplateSection) -> None:
+    """Raises RecipeError for a reward model that was trained on prompts in another template than `template`.
+
+    What ends a completion is the reward model's own affair, so `add_eos` may differ. A model that rlhf did not train names no
+    template; with `other_template: true` any is taken.
+    """
+    if section.model is None or section.other_template:
+        return
+    trained = saved_template(Path(find_model(section.model)))
+    if trained is None:
+        return
+    theirs, ours = (t.model_dump(exclude={"add_eos"}) for t in (trained, template))
+    if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
+        theirs["kind"] = ours["kind"]
+    differ = ", ".join(f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key])
+    if differ:
+        raise RecipeError(
+            f"the reward model {section.model} was trained with another template ({differ}), so it would read prompts that it "
+            "does not know. Set template: to match, or say other_template: true beside model:"
+        )
+
+
+def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether every id of this tokenizer is the same token for the model. The model may have more tokens."""
+    return tokenizer.get_vocab().items() <= load_tokenizer(name_or_path).get_vocab().items()

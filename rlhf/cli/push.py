@@ -68,7 +68,7 @@ def upload(parcel: Parcel, repository: str, private: bool) -> str:
     RlhfError where the hub refuses it.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     from rlhf.generation.engines.retry import backoff
 
@@ -123,7 +123,7 @@ def _send(api: HfApi, parcel: Parcel, repository: str, private: bool) -> str:
 
 
 def _refuse_odd_name(repository: str) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from rlhf import __version__
-from rlhf.cli import reference
+from rlhf.cli import push, reference
 from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, example, refuse_other_methods, reported
 from rlhf.cli.data import data_app
 from rlhf.errors import RecipeError
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)
+app.command("push", epilog=example("rlhf push outputs/quickstart/dpo me/my-model --private"))(push.push)
 app.command("init", epilog=example("rlhf init dpo > dpo.yaml"))(reference.init)
 app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
 app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)

@@ -1,29 +1,22 @@
-"""The model card of a run's `final/`: a README.md that says what was trained, on what, how, and how to load it."""
+"""The model card: a README.md that says what was trained, on what, how, and how to load it. A run's `final/` has one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rlhf.embedded import PREFIX, hub_name
+from rlhf.embedded import hub_name
 from rlhf.models.lineage import Lineage
 from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
 
+ADAPTERS = "LoRA adapters, which are what lies here"
+
 
 def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The card as Markdown, with the header that model hubs read. `report` is what became of the rows (data.json)."""
-    base = hub_name(lineage.base.name_or_path)
     name = recipe.output_dir.rstrip("/").rsplit("/", 1)[-1]
-    kind = "reward model" if recipe.method == "reward" else "language model"
-    trained = "LoRA adapters, which are what lies here" if recipe.lora else "every weight"
-    steps, processes = lineage.steps, lineage.processes
     lines = [
-        *_header(recipe, base),
-        f"# {name}",
-        "",
-        f"A {kind}: `{base}` trained with `method: {recipe.method}` by rlhf {lineage.rlhf} for {steps} "
-        f"step{'' if steps == 1 else 's'} in {processes} process{'' if processes == 1 else 'es'}; trained: {trained}.",
-        "",
+        *_opening(lineage, name, f"trained: {ADAPTERS if recipe.lora else 'every weight'}"),
         "## Data",
         "",
         *_data(report),
@@ -34,7 +27,7 @@ def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], me
         "",
         "## Use",
         "",
-        *_use(recipe, base),
+        *_use(lineage, adapters=recipe.lora is not None),
         "",
         "## Recipe",
         "",
@@ -45,17 +38,31 @@ def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], me
     return "\n".join(lines) + "\n"
 
 
-def _header(recipe: TrainRecipe, base: str) -> list[str]:
-    task = "text-classification" if recipe.method == "reward" else "text-generation"
-    is_hub_name = not base.startswith((PREFIX, ".", "/", "~")) and base.count("/") == 1
-    named = [f"base_model: {base}"] if is_hub_name else []
+def short_card(lineage: Lineage, name: str, *, adapters: bool) -> str:
+    """The card of a folder without one, as `rlhf merge` leaves it: what its lineage tells."""
+    what = f"trained: {ADAPTERS}" if adapters else "the whole model lies here"
+    lines = [*_opening(lineage, name, what), "## Use", "", *_use(lineage, adapters=adapters)]
+    return "\n".join(lines) + "\n"
+
+
+def _opening(lineage: Lineage, name: str, what: str) -> list[str]:
+    """The header, and a sentence on how the model came about."""
+    is_reward_model = lineage.method == "reward"
+    kind = "reward model" if is_reward_model else "language model"
+    steps, processes = lineage.steps, lineage.processes
     return [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {task}",
-        *named,
-        f"tags: [rlhf, {recipe.method}]",
+        f"pipeline_tag: {'text-classification' if is_reward_model else 'text-generation'}",
+        *([f"base_model: {lineage.base.hub_name}"] if lineage.base.hub_name else []),
+        f"tags: [rlhf, {lineage.method}]",
         "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {kind}: `{hub_name(lineage.base.name_or_path)}` trained with `method: {lineage.method}` by rlhf "
+        f"{lineage.rlhf} for {steps} step{'' if steps == 1 else 's'} in {processes} "
+        f"process{'' if processes == 1 else 'es'}; {what}.",
         "",
     ]
 
@@ -68,27 +75,28 @@ def _data(report: dict[str, Any]) -> list[str]:
     ] or ["- none"]
 
 
-def _use(recipe: TrainRecipe, base: str) -> list[str]:
-    if recipe.method == "reward":
+def _use(lineage: Lineage, *, adapters: bool) -> list[str]:
+    if lineage.method == "reward":
         return [
             "The score's head is `head.safetensors`. In a recipe, name this folder as a scorer's `model:`; transformers "
             "loads the body with `AutoModel.from_pretrained(folder)`."
         ]
     load = ['model = AutoModelForCausalLM.from_pretrained("path/to/final")']
-    if recipe.lora:
+    if adapters:
+        base = hub_name(lineage.base.name_or_path)
         load = [
             f'base = AutoModelForCausalLM.from_pretrained("{base}")  # in the precision that lineage.json names',
             'model = PeftModel.from_pretrained(base, "path/to/final")',
         ]
+    kind, prompt = lineage.template["kind"], lineage.template["prompt"]
     return [
         "```python",
-        *(["from peft import PeftModel"] if recipe.lora else []),
+        *(["from peft import PeftModel"] if adapters else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         *load,
         'tokenizer = AutoTokenizer.from_pretrained("path/to/final")',
         "```",
         "",
-        f"It was trained with prompts in this form (`kind: {recipe.data.template.kind}`): "
-        f"`{recipe.data.template.prompt!r}`.",
+        f"It was trained with prompts in this form (`kind: {kind}`): `{prompt!r}`.",
     ]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.embedded import resolve
+from rlhf.embedded import hub_name, resolve
 from rlhf.errors import CheckpointError, RecipeError
 from rlhf.recipe.sections import QuantizationSection, TemplateSection
 from rlhf.runs.identity import of_model
@@ -29,6 +29,13 @@ class Base:
     identity: str
     dtype: str
     quantization: dict[str, Any] | None
+
+    @property
+    def hub_name(self) -> str | None:
+        """The name under which others find the base on a model hub; None for a folder of this machine."""
+        name = hub_name(self.name_or_path)
+        is_of_hub = name != self.name_or_path or self.identity.startswith(f"{name}@")
+        return name if is_of_hub else None
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,11 @@ def problems(folder: Path) -> list[str]:
     return found
 
 
+def names(folder: Path) -> list[str]:
+    """The files of a sealed folder, without the manifest itself."""
+    return list(json.loads((folder / NAME).read_text())["files"])
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,14 +6,16 @@ from typing import Any
 
 import yaml
 
-from rlhf.models.card import model_card
+from rlhf.models.card import model_card, short_card
 from rlhf.models.lineage import Base, Lineage
 from rlhf.recipe import load
 from rlhf.recipe.loader import dump
 
 
-def lineage(base: str) -> Lineage:
-    return Lineage("dpo", Base(base, "", "float32", None), (), {}, rows="", steps=1, processes=2, rlhf="0.1.0")
+def lineage(base: str, method: str = "dpo", identity: str = "0123") -> Lineage:
+    template = {"kind": "plain", "prompt": "{prompt}"}
+    own = Base(base, identity, "float32", None)
+    return Lineage(method, own, (), template, rows="", steps=1, processes=2, rlhf="0.1.0")
 
 
 REPORT: dict[str, Any] = {
@@ -31,7 +33,7 @@ def card(method: str, model: str) -> tuple[dict[str, Any], str, Any]:
             "data": {"train": "rows.jsonl"},
         }
     )
-    text = model_card(recipe, lineage(model), REPORT, {"loss": 0.25, "step": 1})
+    text = model_card(recipe, lineage(model, method), REPORT, {"loss": 0.25, "step": 1})
     header, _, body = text.removeprefix("---\n").partition("---\n")
     return yaml.safe_load(header), body, recipe
 
@@ -49,3 +51,23 @@ def test_a_local_base_is_no_hub_name_and_a_reward_model_is_no_generator() -> Non
     header, body, _ = card("reward", "outputs/sft/final")
     assert "base_model" not in header and header["pipeline_tag"] == "text-classification"
     assert "AutoModelForCausalLM" not in body
+
+
+def header_of(found: Lineage) -> dict[str, Any]:
+    header: dict[str, Any] = yaml.safe_load(short_card(found, "it", adapters=True).split("---\n")[1])
+    return header
+
+
+def test_the_base_is_named_where_others_find_it_and_nowhere_else() -> None:
+    assert "base_model" not in header_of(lineage("outputs/sft")), "two words and a slash make no hub name"
+    assert header_of(lineage("owner/name", identity="owner/name@abc"))["base_model"] == "owner/name"
+    assert header_of(lineage("embedded:smollm2-135m-instruct"))["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_a_short_card_says_what_the_lineage_tells() -> None:
+    merged = short_card(lineage("outputs/base"), "it", adapters=False)
+    assert "# it\n" in merged and "`outputs/base` trained with `method: dpo`" in merged
+    assert "; the whole model lies here.\n" in merged and "Peft" not in merged
+    assert "(`kind: plain`): `'{prompt}'`" in merged
+    assert "base = AutoModelForCausalLM" in short_card(lineage("outputs/base"), "it", adapters=True)
+    assert "AutoModelForCausalLM" not in short_card(lineage("outputs/base", "reward"), "it", adapters=False)

@@ -10,8 +10,13 @@ from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
 
 
-def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The card as Markdown, with the header that model hubs read. `report` is what became of the rows (data.json)."""
+def model_card(
+    recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any], scoring: str | None = None
+) -> str:
+    """The card as Markdown, with the header that model hubs read.
+
+    report: what became of the rows (data.json); scoring: what transformers makes of a whole reward model.
+    """
     base = hub_name(lineage.base.name_or_path)
     name = recipe.output_dir.rstrip("/").rsplit("/", 1)[-1]
     kind = "reward model" if recipe.method == "reward" else "language model"
@@ -34,7 +39,7 @@ def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], me
         "",
         "## Use",
         "",
-        *_use(recipe, base),
+        *_use(recipe, base, scoring),
         "",
         "## Recipe",
         "",
@@ -68,12 +73,13 @@ def _data(report: dict[str, Any]) -> list[str]:
     ] or ["- none"]
 
 
-def _use(recipe: TrainRecipe, base: str) -> list[str]:
+def _use(recipe: TrainRecipe, base: str, scoring: str | None) -> list[str]:
     if recipe.method == "reward":
-        return [
-            "The score's head is `head.safetensors`. In a recipe, name this folder as a scorer's `model:`; transformers "
-            "loads the body with `AutoModel.from_pretrained(folder)`."
-        ]
+        in_recipe = "In a recipe, name this folder as a scorer's `model:`."
+        for_others = (
+            "`rlhf merge RUN -o FOLDER` makes a classifier of base, adapters and head, which transformers loads."
+        )
+        return [f"{in_recipe} {for_others if scoring is None else f'For other tools: {scoring}.'}"]
     load = ['model = AutoModelForCausalLM.from_pretrained("path/to/final")']
     if recipe.lora:
         load = [

@@ -28,6 +28,7 @@ from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train
+from tests.models.test_attention import CONFIGS
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import config_of, model_folder, recipe_of, rows
 
@@ -117,6 +118,16 @@ def saved(network_folder: str, tokenizer: Any, folder: Path, bias: float = 0.0) 
     torch.nn.init.constant_(model.head.bias, bias)
     save_standalone(model, tokenizer, folder, torch.float32)
     return scores_of(model)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gpt_neox", "qwen3"])
+def test_other_families_load_too(architecture: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    expected = saved(str(tmp_path / "base"), tiny_tokenizer(), tmp_path / "reward")
+    model = classifier(tmp_path / "reward")
+    close(alone(model), expected)
+    close(together(model, AutoTokenizer.from_pretrained(tmp_path / "reward")), expected)
 
 
 def test_a_bias_is_kept_in_the_config(model_folder: Callable[[str], str], tmp_path: Path) -> None:

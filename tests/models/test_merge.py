@@ -68,10 +68,11 @@ def test_the_config_names_the_precision_of_the_weights(
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
 
 
+@pytest.mark.parametrize("quantised", [False, True], ids=["lora", "nf4"])
 def test_a_merged_reward_model_keeps_its_head(
-    recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str], tmp_path: Path
+    quantised: bool, recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str], tmp_path: Path
 ) -> None:
-    recipe = trained(recipe_of, model_folder("gpt2"), "reward", False)
+    recipe = trained(recipe_of, model_folder("llama" if quantised else "gpt2"), "reward", quantised)
     result = CliRunner().invoke(app, ["merge", recipe.output_dir, "-o", str(tmp_path / "whole"), "--dtype", "float32"])
     assert result.exit_code == 0, result.output
     with torch.no_grad():

@@ -253,6 +253,10 @@ def chat_command(
         reason, certain = look_for_model("model", model)
         if reason is not None and certain:
             raise RecipeError(f"{reason} (has the run that makes it finished?)")
+        from rlhf.models.lineage import problem_with_policy
+
+        if problem := problem_with_policy(model):
+            raise RecipeError(problem)
         from rlhf.generation.chat import chat
 
         try:

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.models.lineage import saved_template
-from rlhf.models.load import is_reward_model, load_scalar_model
+from rlhf.models.lineage import is_reward_model, saved_template
+from rlhf.models.load import load_scalar_model
 from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer

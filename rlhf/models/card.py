@@ -12,8 +12,13 @@ from rlhf.recipe.training import TrainRecipe
 ADAPTERS = "LoRA adapters, which are what lies here"
 
 
-def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The card as Markdown, with the header that model hubs read. `report` is what became of the rows (data.json)."""
+def model_card(
+    recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], metrics: dict[str, Any], scoring: str | None = None
+) -> str:
+    """The card as Markdown, with the header that model hubs read.
+
+    report: what became of the rows (data.json); scoring: what transformers makes of a whole reward model.
+    """
     name = recipe.output_dir.rstrip("/").rsplit("/", 1)[-1]
     lines = [
         *_opening(lineage, name, f"trained: {ADAPTERS if recipe.lora else 'every weight'}"),
@@ -27,7 +32,7 @@ def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], me
         "",
         "## Use",
         "",
-        *_use(lineage, adapters=recipe.lora is not None),
+        *_use(lineage, adapters=recipe.lora is not None, scoring=scoring),
         "",
         "## Recipe",
         "",
@@ -38,10 +43,10 @@ def model_card(recipe: TrainRecipe, lineage: Lineage, report: dict[str, Any], me
     return "\n".join(lines) + "\n"
 
 
-def short_card(lineage: Lineage, name: str, *, adapters: bool) -> str:
-    """The card of a folder without one, as `rlhf merge` leaves it: what its lineage tells."""
+def short_card(lineage: Lineage, name: str, *, adapters: bool, scoring: str | None = None) -> str:
+    """The card of a folder without one, as `rlhf merge` leaves it: what its lineage tells. `scoring` as in `model_card`."""
     what = f"trained: {ADAPTERS}" if adapters else "the whole model lies here"
-    lines = [*_opening(lineage, name, what), "## Use", "", *_use(lineage, adapters=adapters)]
+    lines = [*_opening(lineage, name, what), "## Use", "", *_use(lineage, adapters=adapters, scoring=scoring)]
     return "\n".join(lines) + "\n"
 
 
@@ -75,12 +80,13 @@ def _data(report: dict[str, Any]) -> list[str]:
     ] or ["- none"]
 
 
-def _use(lineage: Lineage, *, adapters: bool) -> list[str]:
+def _use(lineage: Lineage, *, adapters: bool, scoring: str | None) -> list[str]:
     if lineage.method == "reward":
-        return [
-            "The score's head is `head.safetensors`. In a recipe, name this folder as a scorer's `model:`; transformers "
-            "loads the body with `AutoModel.from_pretrained(folder)`."
-        ]
+        in_recipe = "In a recipe, name this folder as a scorer's `model:`."
+        for_others = (
+            "`rlhf merge RUN -o FOLDER` makes a classifier of base, adapters and head, which transformers loads."
+        )
+        return [f"{in_recipe} {for_others if scoring is None else f'For other tools: {scoring}.'}"]
     load = ['model = AutoModelForCausalLM.from_pretrained("path/to/final")']
     if adapters:
         base = hub_name(lineage.base.name_or_path)

@@ -19,6 +19,7 @@ from rlhf.runs.identity import of_model
 
 NAME = "lineage.json"
 ADAPTER = "adapter_model.safetensors"
+HEAD = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,21 @@ def read_lineage(folder: Path) -> Lineage | None:
 def adapter_lineage(folder: Path) -> Lineage | None:
     """The lineage of a folder that holds adapters of ours; None for whole models and for adapters from elsewhere."""
     return read_lineage(folder) if (folder / ADAPTER).is_file() else None
+
+
+def is_reward_model(name_or_path: str) -> bool:
+    """Whether the folder was written by the reward stage: it has a score's head."""
+    return (Path(resolve(name_or_path)) / HEAD).is_file()
+
+
+def problem_with_policy(name_or_path: str) -> str | None:
+    """Why the folder cannot be a language model, or None: a reward model's output head was never trained, or is not there."""
+    if not is_reward_model(name_or_path):
+        return None
+    return (
+        f"{name_or_path} is a reward model: it scores texts and writes none. Name a language model here, and the reward model "
+        "as a scorer: `model:` under scorers: of a generate or eval recipe, or under ppo.rewards:"
+    )
 
 
 def saved_template(folder: Path) -> TemplateSection | None:

@@ -17,10 +17,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError, first_line
 from rlhf.models.adapters import lora_layers, put_adapters
-from rlhf.models.lineage import adapter_lineage, quantization_of
+from rlhf.models.lineage import adapter_lineage, problem_with_policy, quantization_of
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.save import load_head
@@ -69,7 +68,10 @@ def load_policy(
     """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen.
 
     `trains` without `lora` is full fine-tuning: adapters of a parent are then merged into the base, in float32.
+    Raises RecipeError for a reward model.
     """
+    if problem := problem_with_policy(model.name_or_path):
+        raise RecipeError(f"model.name_or_path: {problem}")
     source = source_of(model.name_or_path, quantization)
     network = _pretrained(AutoModelForCausalLM, source.base, model.dtype, source.quantization, device)
     adapted = _adapted(network, source, "CAUSAL_LM", lora, trains, bf16, gradient_checkpointing)
@@ -96,11 +98,6 @@ def load_scalar_model(
     load_head(scalar, source.folder)
     check_probe(scalar, source.folder)
     return scalar
-
-
-def is_reward_model(name_or_path: str) -> bool:
-    """Whether the folder was written by the reward stage (a body with its head)."""
-    return (Path(resolve(name_or_path)) / "head.safetensors").is_file()
 
 
 def _adapted(

@@ -3,6 +3,7 @@
 The way out of the house: a run's own later stages take its `final/` as it is. The base is loaded as it was trained on (4-bit
 weights dequantised), the adapters are added in float32, and the result is stored in `dtype`. The merged model is loaded again
 and held against the adapters on a few rows: what the merge costs is measured, and a merge that loses the model is refused.
+A reward model is held against them as transformers' classifier too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any, Literal
 import torch
 
 from rlhf.errors import RecipeError, RlhfError
+from rlhf.models.classifier import classifier_scores, how_to_score, is_classifier
 from rlhf.models.lineage import NAME as LINEAGE
-from rlhf.models.lineage import adapter_lineage
-from rlhf.models.load import is_reward_model, load_policy, load_scalar_model
+from rlhf.models.lineage import adapter_lineage, is_reward_model
+from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.probe import read_probe, values_of
-from rlhf.models.save import save_head, save_whole
+from rlhf.models.save import save_standalone
 from rlhf.recipe.sections import ModelSection, QuantizationSection
 from rlhf.runs.manifest import atomic_folder
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
@@ -35,6 +37,7 @@ class Merged:
     folder: Path
     off_by: float
     off_by_in_4bit: float | None  # None without bitsandbytes
+    use: str | None  # of a reward model: what transformers makes of it
 
 
 def merge(run: str, output: Path, dtype: Precision) -> Merged:
@@ -49,14 +52,14 @@ def merge(run: str, output: Path, dtype: Precision) -> Merged:
     load: Any = load_scalar_model if is_reward_model(run) else load_policy
     trained = load(ModelSection(name_or_path=run, dtype=lineage.base.dtype))  # type: ignore[arg-type]
     with atomic_folder(output) as final:
-        save_whole(trained.transformer, final, getattr(torch, dtype))
-        save_head(trained, final)
-        load_tokenizer(run).save_pretrained(final)
+        save_standalone(trained, load_tokenizer(run), final, getattr(torch, dtype))
         (final / LINEAGE).write_bytes((folder / LINEAGE).read_bytes())
         expected = values_of(trained.float(), probe.segments)
         # both compute in float32, whatever is stored; only 4-bit layers go on computing as they were told to
         whole = load(ModelSection(name_or_path=str(final)))
         off_by = _largest(values_of(whole, probe.segments), expected)
+        if is_reward_model(run) and is_classifier(final):
+            off_by = max(off_by, _largest(classifier_scores(final, probe.segments), expected))
         computed = (lineage.base.quantization or {}).get("bnb_4bit_compute_dtype", "float32")
         bound = max(BOUNDS[dtype], BOUNDS[computed])
         if not off_by <= bound:
@@ -68,7 +71,8 @@ def merge(run: str, output: Path, dtype: Precision) -> Merged:
         if importlib.util.find_spec("bitsandbytes") is not None:
             small = load(ModelSection(name_or_path=str(final)), quantization=QuantizationSection())
             off_by_in_4bit = _largest(values_of(small, probe.segments), expected)
-    return Merged(output, off_by, off_by_in_4bit)
+        use = how_to_score(final) if is_reward_model(run) else None
+    return Merged(output, off_by, off_by_in_4bit, use)
 
 
 def _largest(found: list[float], expected: list[float]) -> float:
@@ -80,4 +84,4 @@ def describe(merged: Merged) -> str:
     text = f"{merged.folder}: off by at most {merged.off_by:.2g} from the adapters on their base"
     if merged.off_by_in_4bit is not None:
         text += f"; loaded in 4 bits it would be off by {merged.off_by_in_4bit:.2g} (train on with the run's own final/ instead)"
-    return text
+    return text if merged.use is None else f"{text}\n{merged.use}"

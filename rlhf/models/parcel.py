@@ -50,8 +50,17 @@ def pack(run: str, name: str) -> Parcel:
     files: dict[str, Path | bytes] = {file: folder / file for file in sorted(own - {CARD})}
     adapters = ADAPTER in own
     card = folder / CARD
-    files[CARD] = card if card.is_file() else short_card(lineage, name, adapters=adapters).encode()
+    files[CARD] = card if card.is_file() else _card(folder, lineage, name, adapters)
     return Parcel(folder, files, lineage.method, tuple(_notes(run, folder, lineage, own | {CARD}, adapters)))
+
+
+def _card(folder: Path, lineage: Lineage, name: str, adapters: bool) -> bytes:
+    scoring = None
+    if lineage.method == "reward" and not adapters:
+        from rlhf.models.classifier import how_to_score  # it brings transformers along
+
+        scoring = how_to_score(folder)
+    return short_card(lineage, name, adapters=adapters, scoring=scoring).encode()
 
 
 def _folder_of(run: str) -> Path:

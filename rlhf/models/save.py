@@ -2,7 +2,8 @@
 
 A LoRA run leaves its adapters, in float32, and the name of the base that they belong on (`lineage.json`). Nothing is merged:
 a delta added to weights that the next stage quantises again, or rounds to bf16, is lost in the rounding. A full fine-tune
-leaves the whole model. A reward model's head is `head.safetensors`. Everything is safetensors and JSON.
+leaves the whole model. A reward model's head is `head.safetensors`; a whole one is transformers' classifier too
+(`rlhf.models.classifier`). Everything is safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.embedded import hub_name
 from rlhf.errors import CheckpointError
 from rlhf.models.adapters import save_adapters
-from rlhf.models.lineage import Lineage
+from rlhf.models.classifier import save_classifier
+from rlhf.models.lineage import HEAD, Lineage
 from rlhf.models.scores import ScoreScale, read_scale
 
 if TYPE_CHECKING:
@@ -34,11 +36,25 @@ def save_final(
     folder.mkdir(parents=True, exist_ok=True)
     if module.has_adapters:
         save_adapters(module.model, folder, base=hub_name(lineage.base.name_or_path))
+        save_head(module, folder)
+        tokenizer.save_pretrained(folder)
     else:
-        save_whole(module.transformer, folder, dtype)
-    save_head(module, folder)
-    tokenizer.save_pretrained(folder)
+        save_standalone(module, tokenizer, folder, dtype)
     lineage.write(folder)
+
+
+def save_standalone(
+    module: SegmentModule, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype
+) -> None:
+    """A whole model with its tokenizer, for any tool: a policy's network, or a reward model as a classifier.
+
+    Where transformers has no classifier for the body, the body alone; `head.safetensors` is there in either case.
+    """
+    state = merged_state(module.transformer, dtype)
+    if not hasattr(module, "head") or not save_classifier(module, state, tokenizer, folder, dtype):  # type: ignore[arg-type]
+        save_whole(module.transformer, state, folder, dtype)
+        tokenizer.save_pretrained(folder)
+    save_head(module, folder)
 
 
 def save_head(module: SegmentModule, folder: Path) -> None:
@@ -47,12 +63,12 @@ def save_head(module: SegmentModule, folder: Path) -> None:
     if isinstance(scale, ScoreScale):
         scale.write(folder)
     if isinstance(head, nn.Linear):
-        save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / "head.safetensors")
+        save_file({"weight": head.weight.detach().cpu(), "bias": head.bias.detach().cpu()}, folder / HEAD)
 
 
 def load_head(model: ScalarModel, folder: Path) -> None:
     """The scalar head saved beside a body; a folder without one leaves the fresh head."""
-    path = folder / "head.safetensors"
+    path = folder / HEAD
     if not path.is_file():
         return
     state = load_file(path)
@@ -64,9 +80,8 @@ def load_head(model: ScalarModel, folder: Path) -> None:
     model.scale = read_scale(folder)
 
 
-def save_whole(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> None:
-    """The network as a model that loads anywhere: adapters added in, 4-bit weights dequantised, stored in `dtype`."""
-    state = merged_state(network, dtype)
+def save_whole(network: PreTrainedModel, state: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """The network with the weights of `merged_state` as a model that loads anywhere."""
     quantizer, quantization = (
         getattr(network, "hf_quantizer", None),
         getattr(network.config, "quantization_config", None),
@@ -76,8 +91,9 @@ def save_whole(network: PreTrainedModel, folder: Path, dtype: torch.dtype) -> No
         if quantizer is not None:
             network.hf_quantizer = None  # type: ignore[assignment]
             del network.config.quantization_config
-        network.config.dtype = dtype
         PreTrainedModel.save_pretrained(network, folder, state_dict=state)
+        network.config.dtype = dtype  # it wrote the dtype of the network, not that of the weights it was given
+        network.config.save_pretrained(folder)
     finally:
         network.config.dtype = stored_dtype
         if quantizer is not None:

@@ -23,7 +23,7 @@ from rlhf.generation.engine import Completion
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template, same_tokens
 from rlhf.generation.scorers import Scorer, load_scorers, total_scores
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
-from rlhf.models.load import is_reward_model
+from rlhf.models.lineage import is_reward_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import PpoRecipe, PpoSection

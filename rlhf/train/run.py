@@ -15,7 +15,8 @@ from rlhf import __version__
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError
 from rlhf.models.card import model_card
-from rlhf.models.lineage import Base, Lineage, read_lineage
+from rlhf.models.classifier import how_to_score
+from rlhf.models.lineage import Base, Lineage, is_reward_model, read_lineage
 from rlhf.models.load import source_of
 from rlhf.models.probe import ROWS as PROBE_ROWS
 from rlhf.models.probe import combine_adapters, write_probe
@@ -71,7 +72,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
             stage.model.scale = measure_scale(stage.model, scored.segments, rows.report)
         with atomic_folder(folder / "final") as final:
             save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
-            (final / "README.md").write_text(model_card(recipe, lineage, report, metrics), encoding="utf-8")
+            scoring = how_to_score(final) if is_reward_model(str(final)) and recipe.lora is None else None
+            (final / "README.md").write_text(model_card(recipe, lineage, report, metrics, scoring), encoding="utf-8")
             write_probe(stage.model, samples, final)
         lost = setup.load_again(stage.model, folder / "final")  # after it is there: what fails here is not lost
         accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")

@@ -179,3 +179,51 @@ def test_columns_of_ones_own_are_answered_for_the_method() -> None:
     Path("rows.jsonl").write_text('{"question": "p", "good": "a", "bad": "b"}\n')
     assert "format: preference, columns: " in rlhf("check", recipe(SFT.replace("sft", "dpo"))).stderr
     assert "format: demonstration, columns: " in rlhf("check", recipe(SFT)).stderr
+
+
+SAMPLE = "method: generate\noutput_dir: out\nmodel: {name_or_path: judge}\nprompts: rows.jsonl\n"
+COMPARE = (
+    "method: eval\noutput_dir: out\nmodels: [{name: a, name_or_path: base}, {name: b, name_or_path: judge}]\n"
+    "prompts: rows.jsonl\nscorers: [{model: judge}]\n"
+)
+ASK = (
+    "method: data\noutput_dir: out\nsources: rows.jsonl\nsteps: [{paraphrase: {engine: e}}]\n"
+    "engines: {e: {engine: vllm, model: base, adapter: judge}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "changes", "key"),
+    [
+        ("train", SFT, ("model.name_or_path=judge",), "model.name_or_path"),
+        ("train", SFT.replace("sft", "dpo"), ("model.name_or_path=judge/final",), "model.name_or_path"),
+        ("train", SFT.replace("sft", "dpo"), ("dpo.reference=judge",), "dpo.reference"),
+        ("train", PPO, ("model.name_or_path=judge",), "model.name_or_path"),
+        ("train", PPO, ("ppo.reference=judge", "ppo.value_model=judge"), "ppo.reference"),
+        ("generate", SAMPLE, (), "model.name_or_path"),
+        ("eval", COMPARE, (), "models.1.name_or_path"),
+        ("data build", ASK, (), "engines.e.adapter"),
+        ("data build", ASK, ("engines.e.model=judge", "engines.e.adapter=null"), "engines.e.model"),
+    ],
+)
+def test_a_reward_model_is_refused_where_a_language_model_stands(
+    command: str, text: str, changes: tuple[str, ...], key: str
+) -> None:
+    """`rlhf check` says it, and so does the command itself, before anything is loaded."""
+    for folder in ("base", "judge/final"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "config.json").write_text("{}")
+    Path("judge/final/head.safetensors").touch()
+    Path("scores.py").write_text("def score(prompts, completions): ...\n")
+    for words in ("check", command):
+        result = rlhf(*words.split(), recipe(text), *changes)
+        problems = [line for line in result.stderr.splitlines() if "is a reward model" in line]
+        assert result.exit_code == 2 and len(problems) == 1, result.stderr
+        assert f"{key}: judge" in problems[0] and "scores texts and writes none" in problems[0]
+
+
+def test_a_reward_model_may_go_on_as_a_reward_model() -> None:
+    Path("judge").mkdir()
+    for name in ("config.json", "tokenizer_config.json", "head.safetensors"):
+        Path("judge", name).write_text("{}")
+    assert rlhf("check", recipe(SFT.replace("sft", "reward")), "model.name_or_path=judge").exit_code == 0

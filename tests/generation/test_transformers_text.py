@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rlhf.errors import RecipeError
 from rlhf.generation.engines import open_engine
+from rlhf.generation.engines.encode import located
 from rlhf.generation.engines.transformers_text import WINDOW, TransformersText
 from rlhf.generation.text_engine import Answer, Request
 from rlhf.recipe.sections import ModelSection
@@ -244,3 +246,15 @@ def test_closing_lets_the_model_go(model: Path) -> None:
     engine.close()
     gc.collect()
     assert network() is None
+
+
+@pytest.mark.parametrize("key", ["model", "adapter"])
+def test_a_reward_model_writes_no_text(key: str, model: Path, adapter: Path, tmp_path: Path) -> None:
+    """The engines in this process and vLLM's find their files in the same place."""
+    shutil.copytree(adapter if key == "adapter" else model, tmp_path / "judge")
+    (tmp_path / "judge/head.safetensors").touch()
+    where = (model, str(tmp_path / "judge")) if key == "adapter" else (tmp_path / "judge", None)
+    with pytest.raises(RecipeError, match=f"engine writer: {key}: .*judge is a reward model"):
+        opened(where[0], adapter=where[1])
+    with pytest.raises(RecipeError, match=f"engine writer: {key}: .*judge is a reward model"):
+        located("writer", str(where[0]), where[1])

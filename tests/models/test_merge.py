@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -52,10 +53,26 @@ def test_a_merged_policy_is_the_adapters_function(
     torch.testing.assert_close(logits[0, 2, 11], ours[3], rtol=1e-4, atol=1e-4)
 
 
-def test_a_merged_reward_model_keeps_its_head(
-    recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str], tmp_path: Path
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_config_names_the_precision_of_the_weights(
+    dtype: str, recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str], tmp_path: Path
 ) -> None:
-    recipe = trained(recipe_of, model_folder("gpt2"), "reward", False)
+    """Transformers loads in the precision that config.json names, whatever the base was trained in."""
+    base = {"name_or_path": model_folder("llama"), "dtype": "bfloat16" if dtype == "float32" else "float32"}
+    recipe = recipe_of("sft", model_folder("llama"), model=base, lora={"r": 4})
+    train(recipe)
+    folder = tmp_path / "whole"
+    result = CliRunner().invoke(app, ["merge", recipe.output_dir, "-o", str(folder), "--dtype", dtype])
+    assert result.exit_code == 0, result.output
+    assert {w.dtype for w in load_file(folder / "model.safetensors").values()} == {getattr(torch, dtype)}
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["lora", "nf4"])
+def test_a_merged_reward_model_keeps_its_head(
+    quantised: bool, recipe_of: Callable[..., TrainRecipe], model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    recipe = trained(recipe_of, model_folder("llama" if quantised else "gpt2"), "reward", quantised)
     result = CliRunner().invoke(app, ["merge", recipe.output_dir, "-o", str(tmp_path / "whole"), "--dtype", "float32"])
     assert result.exit_code == 0, result.output
     with torch.no_grad():

@@ -23,14 +23,16 @@ from rlhf.cli.check.paths import (
     problem_with_reward_model,
     will_be_made,
 )
+from rlhf.embedded import PREFIX
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
+from rlhf.models.lineage import problem_with_policy
 from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded, examine, lines
 from rlhf.recipe.schema import DataRecipe, EvalRecipe, PairJudgeSection
 from rlhf.recipe.sections import Recipe, ScorerSection, SourceSection
-from rlhf.recipe.synthesis import OpenaiSection, ScoreStep
-from rlhf.recipe.training import TrainRecipe
+from rlhf.recipe.synthesis import OpenaiSection, ScoreStep, VllmSection
+from rlhf.recipe.training import RewardRecipe, TrainRecipe
 from rlhf.recipe.walk import sections, sections_that_stand
 from rlhf.recipe.yaml_lines import Document, KeyPath, Place, dotted
 from rlhf.synthesis.checks import problems_of as problems_with_steps
@@ -110,6 +112,7 @@ def refuse_absent(loaded: Loaded) -> None:
     found = Findings(loaded.document)
     for path, section in sections(loaded.recipe):
         _look_for_paths(path, section, found, (), MODEL_KEYS - {"run"})  # a report says itself which runs are missing
+        _look_for_policies(path, section, found, (), type(loaded.recipe))
     first = "; run that first, or all in order: rlhf run"
     awaited = [(place, f"{message}{first} {Path(place.source).parent}") for place, message in found.awaited]
     if wrong := sorted([*found.wrong, *awaited], key=_in_file_order):
@@ -156,12 +159,26 @@ def _look_for_paths(
             found.absent((*path, key), value, reason, certain=certain)
 
 
+def _look_for_policies(
+    path: KeyPath, section: BaseModel, found: Findings, made: Collection[str], schema: type[Recipe]
+) -> None:
+    """Refuse a reward model where a section names a language model."""
+    if schema is RewardRecipe:  # it starts from either
+        return
+    keys = {"name_or_path", "reference", "adapter"} | ({"model"} if isinstance(section, VllmSection) else set())
+    for key in [key for key in type(section).model_fields if key in keys]:
+        value = getattr(section, key)
+        if isinstance(value, str) and not value.startswith(PREFIX) and not will_be_made(value, made):
+            found.problem((*path, key), problem_with_policy(value))
+
+
 def _look_up(
     parts: Iterable[tuple[KeyPath, BaseModel]], found: Findings, made: Collection[str], schema: type[Recipe]
 ) -> None:
     """Look for the files, models and functions that each section names."""
     for path, section in parts:
         _look_for_paths(path, section, found, made)
+        _look_for_policies(path, section, found, made, schema)
         if isinstance(section, SourceSection) and not will_be_made(section.path, made):
             kinds = schema.row_kinds if issubclass(schema, TrainRecipe) else None
             found.problem((*path, "path"), first_rows.problem_with_source(section, kinds))

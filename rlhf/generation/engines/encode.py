@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from rlhf.embedded import resolve
 from rlhf.errors import DataError, RecipeError
 from rlhf.generation.text_engine import Request
-from rlhf.models.lineage import adapter_lineage, saved_template
+from rlhf.models.lineage import adapter_lineage, problem_with_policy, saved_template
 from rlhf.recipe.sections import TemplateSection
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
@@ -82,6 +82,8 @@ def named(name: str, make: Callable[[], T]) -> T:
 
 def _model_folder(name_or_path: str) -> str:
     """A training run's folder means its `final/`."""
+    if problem := problem_with_policy(name_or_path):
+        raise RecipeError(f"model: {problem}")
     path = resolve(name_or_path)
     final = Path(path) / "final"
     return str(final) if final.is_dir() else path
@@ -89,6 +91,8 @@ def _model_folder(name_or_path: str) -> str:
 
 def _adapter_folder(path: str) -> str:
     """A LoRA folder: itself, or the `final/` of a run."""
+    if problem := problem_with_policy(path):
+        raise RecipeError(f"adapter: {problem}")
     for folder in (Path(path), Path(path) / "final"):
         if (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file():
             return str(folder)

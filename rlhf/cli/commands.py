@@ -1,17 +1,18 @@
-"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `rlhf.cli.data`, those that print what is shipped in `rlhf.cli.reference`."""
+"""The `rlhf` command: parse, call, map errors to exit codes. The `data` commands are in `rlhf.cli.data`, those for finished runs in
+`rlhf.cli.results` and `push`, those that print what is shipped in `rlhf.cli.reference`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from rlhf import __version__
-from rlhf.cli import push, reference
+from rlhf.cli import push, reference, results
 from rlhf.cli.common import Debug, Overrides, RecipeFile, carry_out, console, example, refuse_other_methods, reported
 from rlhf.cli.data import data_app
 from rlhf.errors import RecipeError
@@ -27,11 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
-app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)
-app.command("push", epilog=example("rlhf push outputs/quickstart/dpo me/my-model --private"))(push.push)
-app.command("init", epilog=example("rlhf init dpo > dpo.yaml"))(reference.init)
-app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
-app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)
 
 
 def main() -> None:
@@ -43,14 +39,6 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"rlhf {__version__}")
         raise typer.Exit
-
-
-class Dtype(StrEnum):
-    """Of `merge`."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 Version = Annotated[
@@ -123,29 +111,6 @@ def eval_command(recipe: RecipeFile, overrides: Overrides = None, debug: Debug =
 
 
 @app.command(
-    "report",
-    epilog=example(
-        "rlhf report outputs/quickstart/eval",
-        "rlhf report seed-0/eval seed-1/eval seed-2/eval",
-    ),
-)
-def report_command(
-    evaluations: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="EVALUATION...", help="Output folders of `rlhf eval`, or their report.json.", show_default=False
-        ),
-    ],
-    debug: Debug = False,
-) -> None:
-    """Print finished evaluations as a Markdown table with findings; of several runs, the means and ranges."""
-    with reported(debug):
-        from rlhf.evaluate.spread import as_markdown, read_reports
-
-        typer.echo(as_markdown(read_reports(evaluations)), nl=False)
-
-
-@app.command(
     "run",
     epilog=example(
         "rlhf run recipes/quickstart",
@@ -213,59 +178,6 @@ def inspect_command(
 
 
 @app.command(
-    "merge",
-    epilog=example(
-        "rlhf merge outputs/quickstart/dpo -o merged --dtype bfloat16",
-    ),
-)
-def merge_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A LoRA run's folder.", show_default=False)],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the whole model.", show_default=False),
-    ],
-    dtype: Annotated[Dtype, typer.Option(help="The precision of the stored weights.")] = Dtype.bfloat16,
-    debug: Debug = False,
-) -> None:
-    """Write base and adapters as one model, for tools that take no adapters; says what that costs."""
-    with reported(debug):
-        from rlhf.models.merge import describe, merge
-
-        typer.echo(describe(merge(run, output, dtype.value)))
-
-
-@app.command(
-    "chat",
-    epilog=example(
-        "rlhf chat outputs/quickstart/dpo",
-    ),
-)
-def chat_command(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder or a model.", show_default=False)
-    ],
-    debug: Debug = False,
-) -> None:
-    """Talk to a trained model."""
-    with reported(debug):
-        from rlhf.cli.check.paths import look_for_model
-
-        reason, certain = look_for_model("model", model)
-        if reason is not None and certain:
-            raise RecipeError(f"{reason} (has the run that makes it finished?)")
-        from rlhf.models.lineage import problem_with_policy
-
-        if problem := problem_with_policy(model):
-            raise RecipeError(problem)
-        from rlhf.generation.chat import chat
-
-        try:
-            chat(model, console())
-        except RecipeError as error:  # nobody wrote a recipe, so no key of one is at fault
-            raise RecipeError([problem.removeprefix("model.name_or_path: ") for problem in error.problems]) from error
-
-
-@app.command(
     "doctor",
     epilog=example(
         "rlhf doctor",
@@ -307,3 +219,18 @@ def _facts(recipe: AnyRecipe) -> Iterator[str]:
 
 def _counted(count: float, word: str) -> str:
     return f"{count:g} {word}{'' if count == 1 else 's'}"
+
+
+# After the commands of this file, in the order in which `rlhf --help` lists them.
+app.command(
+    "report", epilog=example("rlhf report outputs/quickstart/eval", "rlhf report seed-0/eval seed-1/eval seed-2/eval")
+)(results.report_command)
+app.command("merge", epilog=example("rlhf merge outputs/quickstart/dpo -o merged --dtype bfloat16"))(
+    results.merge_command
+)
+app.command("chat", epilog=example("rlhf chat outputs/quickstart/dpo"))(results.chat_command)
+app.command("push", epilog=example("rlhf push outputs/quickstart/dpo me/my-model --private"))(push.push)
+app.command("init", epilog=example("rlhf init dpo > dpo.yaml"))(reference.init)
+app.command("recipes", epilog=example("rlhf recipes", "rlhf recipes quickstart --to my_recipes"))(reference.recipes)
+app.command("schema", epilog=example("rlhf schema > recipe.schema.json"))(reference.schema)
+app.command("docs", epilog=example("rlhf docs", "rlhf docs recipes"))(reference.docs)

@@ -164,9 +164,16 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """When to save, how many to keep, where to go on. `resume`: auto | never | a checkpoint folder."""
+    """When to save, how many to keep, where to go on.
+
+    `save_steps: N` saves after every N steps and after the last; without it, a run saves after the first step that ends
+    `save_minutes` or more after the last save (or the start), and then after its last step too. A run that is shorter
+    than that leaves `final/` and no checkpoint. `save_minutes: null` without `save_steps` saves nothing. `resume`: auto |
+    never | a checkpoint folder.
+    """
 
     save_steps: PositiveInt | None = None
+    save_minutes: PositiveFloat | None = 10.0
     save_total_limit: PositiveInt | None = 2
     resume: str = "auto"
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
 from rlhf.evaluate.sampling import Answers
 from rlhf.generation.scorers import check_reward_model, load_scorers
+from rlhf.models.lineage import trained_dtype
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
-from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.sections import Precision, ScorerSection
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,18 @@ def judge_card(callable_path: str) -> dict[str, Any] | None:
 
 
 def score_all(
-    judges: Judges, everyone: Sequence[Answers], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: str
+    judges: Judges,
+    everyone: Sequence[Answers],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: Precision | None,
+    device: str,
 ) -> dict[str, list[NDArray[np.float64]]]:
     """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time."""
     scores = {}
     for section in judges.scorers:
-        (scorer,) = load_scorers([section], tokenizer, bf16=bf16, device=device)
+        own = dtype or ("float32" if section.model is None else trained_dtype(section.model))
+        (scorer,) = load_scorers([section], tokenizer, bf16=own == "bfloat16", device=device)
         scores[section.label] = [
             np.asarray(scorer.score(answers.flat), dtype=np.float64).reshape(len(answers.samples), -1)
             for answers in everyone

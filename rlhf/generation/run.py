@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from rlhf.data.parquet_rows import write_rows
@@ -43,7 +44,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
     for warning in template_warnings(recipe.scorers, recipe.template):
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
+    scorers = load_scorers(recipe.scorers, tokenizer, bf16=policy.transformer.dtype == torch.bfloat16, device=device)
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)

@@ -20,12 +20,12 @@ from transformers.utils import logging as transformers_logging
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError, SetupError, first_line
 from rlhf.models.adapters import lora_layers, put_adapters
-from rlhf.models.lineage import adapter_lineage, quantization_of
+from rlhf.models.lineage import adapter_lineage, quantization_of, trained_dtype
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.save import load_head
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.sections import LoraSection, ModelSection, QuantizationSection
+from rlhf.recipe.sections import LoraSection, Precision, QuantizationSection, StoredModelSection
 from rlhf.tokens.tokenizer import find_model
 
 transformers_logging.disable_progress_bar()
@@ -57,7 +57,7 @@ def source_of(name_or_path: str, quantization: QuantizationSection | None) -> So
 
 
 def load_policy(
-    model: ModelSection,
+    model: StoredModelSection,
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
@@ -68,10 +68,12 @@ def load_policy(
 ) -> Policy:
     """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen.
 
+    A section without a dtype means that of the training, or of the config (`trained_dtype`).
+
     `trains` without `lora` is full fine-tuning: adapters of a parent are then merged into the base, in float32.
     """
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModelForCausalLM, source.base, model.dtype, source.quantization, device)
+    network = _pretrained(AutoModelForCausalLM, source.base, _dtype(model), source.quantization, device)
     adapted = _adapted(network, source, "CAUSAL_LM", lora, trains, bf16, gradient_checkpointing)
     policy = Policy(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     check_probe(policy, source.folder)
@@ -79,7 +81,7 @@ def load_policy(
 
 
 def load_scalar_model(
-    model: ModelSection,
+    model: StoredModelSection,
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
@@ -90,7 +92,7 @@ def load_scalar_model(
 ) -> ScalarModel:
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModel, source.base, model.dtype, source.quantization, device)
+    network = _pretrained(AutoModel, source.base, _dtype(model), source.quantization, device)
     adapted = _adapted(network, source, "FEATURE_EXTRACTION", lora, trains, bf16, gradient_checkpointing)
     scalar = ScalarModel(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     load_head(scalar, source.folder)
@@ -127,6 +129,10 @@ def _adapted(
     for layer in lora_layers(adapted):
         layer.cast_input_dtype_enabled = not bf16  # autocast would only cast back: two copies of every activation
     return adapted
+
+
+def _dtype(model: StoredModelSection) -> Precision:
+    return model.dtype or trained_dtype(model.name_or_path)
 
 
 def _pretrained(

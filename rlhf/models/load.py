@@ -138,9 +138,12 @@ def _dtype(model: StoredModelSection) -> Precision:
 def _pretrained(
     auto: Any, path: str, dtype: str, quantization: QuantizationSection | None, device: torch.device | str
 ) -> PreTrainedModel:
+    device = torch.device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if device.type != "cpu":  # straight to the device: no process holds the whole model in the host's memory
+        options["device_map"] = {"": device}
     if quantization is not None and quantization.load_in_4bit:
-        options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
+        options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": device}}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a body without its language-model head is what AutoModel is asked for
     try:
@@ -150,8 +153,6 @@ def _pretrained(
     finally:
         transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = True
-    if "device_map" not in options:
-        return network.to(device)  # type: ignore[arg-type,no-any-return]
     for layer in network.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # in eval mode bitsandbytes would repack a CPU weight for good, in another precision and without a gradient

@@ -1,4 +1,4 @@
-"""In which precision a model is loaded."""
+"""In which precision, in how many bits and by which way a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.models.lineage import trained_dtype
 from rlhf.models.load import load_policy
-from rlhf.recipe.sections import ModelSection, StoredModelSection
+from rlhf.recipe.sections import ModelSection, QuantizationSection, StoredModelSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.train.conftest import model_folder, recipe_of, rows
@@ -70,3 +70,27 @@ def test_a_final_is_loaded_as_it_was_trained(
     train(recipe)
     section = StoredModelSection(name_or_path=recipe.output_dir)
     assert load_policy(section).transformer.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+@pytest.mark.parametrize("bits", [False, True], ids=["dense", "nf4"])
+def test_weights_go_straight_to_the_device(
+    device: str, bits: bool, model_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The options alone: there is no GPU here."""
+    pytest.importorskip("bitsandbytes")
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(path: str, **options: Any) -> Any:
+        asked.update(options)
+        raise OSError("no such device")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    quantization = QuantizationSection() if bits else None
+    with pytest.raises(Exception, match="no such device"):
+        load_policy(ModelSection(name_or_path=model_folder("llama")), quantization=quantization, device=device)
+    assert ("quantization_config" in asked) == bits
+    if device == "cpu" and not bits:
+        assert "device_map" not in asked
+    else:
+        assert asked["device_map"] == {"": torch.device(device)}

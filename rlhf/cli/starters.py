@@ -20,7 +20,7 @@ training:
   num_train_epochs: 1  # or max_steps
   per_device_train_batch_size: 8
   learning_rate: {rate}
-checkpoint: {{save_steps: 100}}  # after a break, run the same command again
+checkpoint: {{save_minutes: 10}}  # after a break, run the same command again
 """
 ERROR = "error  # a longer row stops the run; or drop, or truncate"
 PAIRS = "prompt, chosen, rejected"

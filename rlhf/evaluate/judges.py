@@ -16,7 +16,7 @@ from rlhf.generation.reward_scorer import check_reward_model, check_template
 from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
-from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
         if section.model is not None:
             check_reward_model(section.model)
             check_template(section, recipe.template)
-    load_scorers([s for s in scorers if s.callable is not None], tokenizer, bf16=False, device="cpu")
+    load_scorers([s for s in scorers if s.callable is not None], tokenizer, device="cpu")
     pair_judges = {section.label: load_pair_judge(section) for section in recipe.pair_judges}
     named = [(s.label, s.callable) for s in scorers] + [(j.label, j.callable) for j in recipe.pair_judges]
     cards = {label: card for label, path in named if path is not None and (card := judge_card(path)) is not None}
@@ -63,12 +63,18 @@ def judge_card(callable_path: str) -> dict[str, Any] | None:
 
 
 def score_all(
-    judges: Judges, everyone: Sequence[Answers], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: str
+    judges: Judges,
+    everyone: Sequence[Answers],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: Precision | None,
+    quantization: QuantizationSection | None,
+    device: str,
 ) -> dict[str, list[NDArray[np.float64]]]:
     """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time."""
     scores = {}
     for section in judges.scorers:
-        (scorer,) = load_scorers([section], tokenizer, bf16=bf16, device=device)
+        (scorer,) = load_scorers([section], tokenizer, dtype=dtype, quantization=quantization, device=device)
         scores[section.label] = [
             np.asarray(scorer.score(answers.flat), dtype=np.float64).reshape(len(answers.samples), -1)
             for answers in everyone

@@ -14,8 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import DataError
 from rlhf.evaluate import measures
 from rlhf.generation.in_process import context_length
+from rlhf.models.lineage import quantization_beside
 from rlhf.models.load import load_scalar_model
-from rlhf.recipe.sections import DataSection, ModelSection, SourceSection, TemplateSection
+from rlhf.recipe.sections import (
+    DataSection,
+    Precision,
+    QuantizationSection,
+    SourceSection,
+    StoredModelSection,
+    TemplateSection,
+)
 from rlhf.tokens.dataset import tokenize
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.tokenizer import load_tokenizer
@@ -66,8 +74,9 @@ def reward_accuracy(
     template: TemplateSection,
     *,
     seed: int,
-    dtype: Any,
+    dtype: Precision | None,
     device: str,
+    quantization: QuantizationSection | None = None,
 ) -> dict[str, Any]:
     """The reward model on held-out pairs, for report.json, with the baseline "the longer completion is better".
 
@@ -75,8 +84,9 @@ def reward_accuracy(
     tokens has 0 there. Raises DataError, RecipeError.
     """
     tokenizer = load_tokenizer(name_or_path)
-    section = ModelSection(name_or_path=name_or_path, dtype=dtype)
-    model = load_scalar_model(section, device=device).eval().requires_grad_(False)
+    section = StoredModelSection(name_or_path=name_or_path, dtype=dtype)
+    quantization = quantization_beside(name_or_path, quantization)
+    model = load_scalar_model(section, quantization=quantization, device=device).eval().requires_grad_(False)
     pairs = load_pairs(sources, tokenizer, template, context_length(model.transformer), seed=seed)
     scores: list[torch.Tensor] = []
     with torch.no_grad():

@@ -52,7 +52,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     gc.collect()  # the policies are no longer needed: their memory is for the reward models
 
     say(console, f"scoring with {', '.join(s.label for s in judges.scorers)}")
-    scores = score_all(judges, everyone, tokenizer, bf16=recipe.dtype == "bfloat16", device=device)
+    scores = score_all(judges, everyone, tokenizer, dtype=recipe.dtype, quantization=recipe.quantization, device=device)
     if judges.pair_judges:
         say(console, f"comparing with {', '.join(judges.pair_judges)}")
     verdicts = compare_all(judges, everyone)
@@ -66,6 +66,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
             recipe.template,
             seed=recipe.seed,
             dtype=recipe.dtype,
+            quantization=recipe.quantization,
             device=device,
         )
     runs = runs_of(recipe)
@@ -73,7 +74,8 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         "rlhf": __version__,
         "output_dir": recipe.output_dir,
         "seed": recipe.seed,
-        "dtype": recipe.dtype,
+        "dtype": recipe.dtype or "dtype as trained or stored",
+        "quantization": None if recipe.quantization is None else recipe.quantization.model_dump(),
         "sampling": recipe.sampling.model_dump(),
         "template": recipe.template.model_dump(),
         "prompts": {"count": len(prompts)} | prompts.report,

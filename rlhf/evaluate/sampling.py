@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +24,11 @@ from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine, context_length
 from rlhf.generation.reward_scorer import Sample
+from rlhf.models.lineage import quantization_beside
 from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
 from rlhf.recipe.schema import EvalModel, EvalRecipe
-from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.sections import StoredModelSection
 from rlhf.tokens.dataset import Prompts
 from rlhf.tokens.recipe_rows import sampling_prompts
 from rlhf.tokens.segments import Segment, collate
@@ -80,7 +80,7 @@ def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Referen
         context = config_context(model.name_or_path)
         check_context(longest, recipe.sampling.max_new_tokens, context, model.name)
     say(console, f"loading {recipe.models[0].name}")
-    policy = _load(name_or_path, recipe.dtype, device)
+    policy = _load(name_or_path, recipe, device)
     pairs = None
     if recipe.preferences:
         pairs = load_pairs(
@@ -103,7 +103,7 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     itself = model is recipe.models[0]
     if not itself:
         say(console, f"loading {model.name}")
-    policy = reference.policy if itself else _load(model.name_or_path, recipe.dtype, device)
+    policy = reference.policy if itself else _load(model.name_or_path, recipe, device)
     tokenizer = reference.tokenizer if itself else load_tokenizer(model.name_or_path)
     same_tokens = itself or tokenizer.get_vocab() == reference.tokenizer.get_vocab()
     prompts = reference.prompts if same_tokens else sampling_prompts(recipe, tokenizer)
@@ -157,8 +157,10 @@ def completion_logprobs(policy: Policy, segments: Sequence[Segment], temperature
     return np.concatenate(sums)
 
 
-def _load(name_or_path: str, dtype: Any, device: str) -> Policy:
-    policy = load_policy(ModelSection(name_or_path=name_or_path, dtype=dtype), device=device)
+def _load(name_or_path: str, recipe: EvalRecipe, device: str) -> Policy:
+    section = StoredModelSection(name_or_path=name_or_path, dtype=recipe.dtype)
+    quantization = quantization_beside(name_or_path, recipe.quantization)
+    policy = load_policy(section, quantization=quantization, device=device)
     return policy.eval().requires_grad_(False)
 
 

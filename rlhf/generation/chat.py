@@ -12,9 +12,9 @@ from rich.console import Console
 
 from rlhf.embedded import resolve
 from rlhf.generation.in_process import InProcessEngine, context_length
-from rlhf.models.lineage import saved_template, trained_dtype
+from rlhf.models.lineage import saved_template
 from rlhf.models.load import load_policy
-from rlhf.recipe.sections import ModelSection, SamplingSection, TemplateSection
+from rlhf.recipe.sections import SamplingSection, StoredModelSection, TemplateSection
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer
 
@@ -26,8 +26,7 @@ def chat(name_or_path: str, console: Console) -> None:
     model = resolve(name_or_path)
     tokenizer = load_tokenizer(model)
     template = saved_template(Path(model)) or TemplateSection(kind="chat" if tokenizer.chat_template else "plain")
-    section = ModelSection.model_validate({"name_or_path": model, "dtype": trained_dtype(Path(model))})
-    policy = load_policy(section)
+    policy = load_policy(StoredModelSection(name_or_path=model))
     engine, context = InProcessEngine(policy, tokenizer), context_length(policy.transformer)
     renderer = Renderer(tokenizer, template)
     console.print(f"{name_or_path} ({template.kind} template); /new starts over, /quit ends", markup=False)

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.models.lineage import is_reward_model, saved_template
+from rlhf.models.lineage import is_reward_model, quantization_beside, saved_template, trained_dtype
 from rlhf.models.load import load_scalar_model
-from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
+from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection, StoredModelSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
@@ -46,14 +47,24 @@ class RewardScorer:
     """`scorer(samples)` gives each sample's score: in standard deviations from the mean of the model's own data, or raw."""
 
     def __init__(
-        self, section: ScorerSection, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: torch.device | str
+        self,
+        section: ScorerSection,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: torch.device | str,
+        dtype: Precision | None = None,
+        quantization: QuantizationSection | None = None,
     ) -> None:
-        """Raises RecipeError for a folder that the reward stage did not write."""
+        """Raises RecipeError for a folder that the reward stage did not write. Adapters lie on their base as it was trained,
+        whatever `quantization` says of whole models.
+        """
         assert section.model is not None
         name = section.model
         check_reward_model(name)
-        model = ModelSection(name_or_path=name, dtype="bfloat16" if bf16 else "float32")
-        self.model = load_scalar_model(model, bf16=bf16, device=device).eval().requires_grad_(False)
+        dtype = dtype or trained_dtype(name)
+        model = StoredModelSection(name_or_path=name, dtype=dtype)
+        options: dict[str, Any] = {"bf16": dtype == "bfloat16", "quantization": quantization_beside(name, quantization)}
+        self.model = load_scalar_model(model, device=device, **options).eval().requires_grad_(False)
         self.scale = self.model.scale
         if self.scale is None:
             log.warning("%s has no scores.json: its scores are not normalised. Train it again to have them so", name)

@@ -45,7 +45,9 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     for section in recipe.scorers:
         check_template(section, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
-    scorers = load_scorers(recipe.scorers, tokenizer, bf16=recipe.model.dtype == "bfloat16", device=device)
+    scorers = load_scorers(
+        recipe.scorers, tokenizer, dtype=recipe.model.dtype, device=device, quantization=recipe.quantization
+    )
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)

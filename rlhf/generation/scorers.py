@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.errors import RecipeError, RlhfError
 from rlhf.generation.reward_scorer import RewardScorer, Sample
 from rlhf.recipe.callables import describe, import_callable
-from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection
 
 KEYWORDS = ("prompts", "completions", "completion_ids")  # the arguments of a function in TRL's form
 
@@ -29,9 +29,17 @@ class Scorer:
 
 
 def load_scorers(
-    sections: Sequence[ScorerSection], tokenizer: PreTrainedTokenizerBase, *, bf16: bool, device: torch.device | str
+    sections: Sequence[ScorerSection],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device | str,
+    dtype: Precision | None = None,
+    quantization: QuantizationSection | None = None,
 ) -> list[Scorer]:
-    """The scorers of a recipe. Raises RecipeError for a scorer that cannot be loaded, and for a name that two scorers have."""
+    """The scorers of a recipe. Raises RecipeError for a scorer that cannot be loaded, and for a name that two scorers have.
+
+    `dtype` and `quantization` are those of reward models; left out, a model is loaded as it was trained or stored.
+    """
     names = [section.label for section in sections]
     if len(set(names)) != len(names):
         raise RecipeError(f"scorers: names must differ, got {', '.join(names)}; set name:")
@@ -40,7 +48,7 @@ def load_scorers(
         if section.callable is not None:
             score = _callable(section.callable)
         else:
-            score = RewardScorer(section, tokenizer, bf16=bf16, device=device)
+            score = RewardScorer(section, tokenizer, dtype=dtype, quantization=quantization, device=device)
         scorers.append(Scorer(section.label, section.weight, score))
     return scorers
 

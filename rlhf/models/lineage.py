@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from transformers import AutoConfig
 
 from rlhf.embedded import hub_name, resolve
 from rlhf.errors import CheckpointError, RecipeError
-from rlhf.recipe.sections import QuantizationSection, TemplateSection
+from rlhf.recipe.sections import Precision, QuantizationSection, TemplateSection
 from rlhf.runs.identity import of_model
 
 NAME = "lineage.json"
@@ -107,10 +109,25 @@ def saved_template(folder: Path) -> TemplateSection | None:
     return TemplateSection.model_validate(json.loads(path.read_text(encoding="utf-8"))["template"])
 
 
-def trained_dtype(folder: Path) -> str:
-    """The dtype that the base of a `final/` of adapters was trained in; float32 for other models."""
-    lineage = adapter_lineage(folder)
-    return "float32" if lineage is None else lineage.base.dtype
+def trained_dtype(name_or_path: str) -> Precision:
+    """The dtype in which to run a model where nobody says: that of the training for a `final/` of adapters, else the
+    config's. 16 bits of either kind are bfloat16; float32 where nothing is known.
+    """
+    path = resolve(name_or_path)
+    lineage = adapter_lineage(Path(path))
+    if lineage is not None:
+        return cast(Precision, lineage.base.dtype)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError):  # loading the model says what is wrong with it
+        return "float32"
+    stored = config.dtype or config.get_text_config().dtype
+    return "bfloat16" if str(stored).removeprefix("torch.") in ("bfloat16", "float16") else "float32"
+
+
+def quantization_beside(name_or_path: str, asked: QuantizationSection | None) -> QuantizationSection | None:
+    """How to load one of several models under one section: whole ones as it asks, adapters on their base as trained."""
+    return asked if adapter_lineage(Path(resolve(name_or_path))) is None else None
 
 
 def quantization_of(lineage: Lineage, asked: QuantizationSection | None, folder: Path) -> QuantizationSection | None:

@@ -19,12 +19,12 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf.errors import RecipeError, SetupError, first_line
 from rlhf.models.adapters import lora_layers, put_adapters
-from rlhf.models.lineage import adapter_lineage, problem_with_policy, quantization_of
+from rlhf.models.lineage import adapter_lineage, problem_with_policy, quantization_of, trained_dtype
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.save import load_head
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.sections import LoraSection, ModelSection, QuantizationSection
+from rlhf.recipe.sections import LoraSection, Precision, QuantizationSection, StoredModelSection
 from rlhf.tokens.tokenizer import find_model
 
 transformers_logging.disable_progress_bar()
@@ -56,7 +56,7 @@ def source_of(name_or_path: str, quantization: QuantizationSection | None) -> So
 
 
 def load_policy(
-    model: ModelSection,
+    model: StoredModelSection,
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
@@ -67,13 +67,15 @@ def load_policy(
 ) -> Policy:
     """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen.
 
+    A section without a dtype means that of the training, or of the config (`trained_dtype`).
+
     `trains` without `lora` is full fine-tuning: adapters of a parent are then merged into the base, in float32.
     Raises RecipeError for a reward model.
     """
     if problem := problem_with_policy(model.name_or_path):
         raise RecipeError(f"model.name_or_path: {problem}")
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModelForCausalLM, source.base, model.dtype, source.quantization, device)
+    network = _pretrained(AutoModelForCausalLM, source.base, _dtype(model), source.quantization, device)
     adapted = _adapted(network, source, "CAUSAL_LM", lora, trains, bf16, gradient_checkpointing)
     policy = Policy(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     check_probe(policy, source.folder)
@@ -81,7 +83,7 @@ def load_policy(
 
 
 def load_scalar_model(
-    model: ModelSection,
+    model: StoredModelSection,
     *,
     quantization: QuantizationSection | None = None,
     lora: LoraSection | None = None,
@@ -92,7 +94,7 @@ def load_scalar_model(
 ) -> ScalarModel:
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModel, source.base, model.dtype, source.quantization, device)
+    network = _pretrained(AutoModel, source.base, _dtype(model), source.quantization, device)
     adapted = _adapted(network, source, "FEATURE_EXTRACTION", lora, trains, bf16, gradient_checkpointing)
     scalar = ScalarModel(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     load_head(scalar, source.folder)
@@ -126,12 +128,19 @@ def _adapted(
     return adapted
 
 
+def _dtype(model: StoredModelSection) -> Precision:
+    return model.dtype or trained_dtype(model.name_or_path)
+
+
 def _pretrained(
     auto: Any, path: str, dtype: str, quantization: QuantizationSection | None, device: torch.device | str
 ) -> PreTrainedModel:
+    device = torch.device(device)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if device.type != "cpu":  # straight to the device: no process holds the whole model in the host's memory
+        options["device_map"] = {"": device}
     if quantization is not None and quantization.load_in_4bit:
-        options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": torch.device(device)}}
+        options |= {"quantization_config": _bitsandbytes_config(quantization), "device_map": {"": device}}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # a body without its language-model head is what AutoModel is asked for
     try:
@@ -141,8 +150,6 @@ def _pretrained(
     finally:
         transformers_logging.set_verbosity(verbosity)
     network.config.use_cache = True
-    if "device_map" not in options:
-        return network.to(device)  # type: ignore[arg-type,no-any-return]
     for layer in network.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             # in eval mode bitsandbytes would repack a CPU weight for good, in another precision and without a gradient

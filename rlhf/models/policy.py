@@ -7,16 +7,20 @@ module's forward. The reference under LoRA is the same base with other adapters:
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf.models.adapters import START, active, lora_layers
 from rlhf.models.attention import padded_inputs, segment_inputs
 from rlhf.models.batching import SegmentModule
 from rlhf.models.logprobs import head_logprobs, logits_logprobs
 from rlhf.tokens.segments import IGNORE_INDEX, SegmentBatch, pad
+
+FEW_BYTES = 2**22  # of float32 logits: so small a batch costs next to nothing
 
 
 class Policy(SegmentModule):
@@ -39,14 +43,39 @@ class Policy(SegmentModule):
         return head_logprobs(hidden[batch.sources], head.weight, head.bias, batch.targets, temperature=temperature)
 
     def _padded(self, batch: SegmentBatch, temperature: float) -> Tensor:
-        """One completion a row, through the model's own forward, logits and all."""
+        """One completion a row, through the model's own forward: whatever it does to its logits counts."""
         padded = pad(batch, self.pad_token_id)
-        logits = self.transformer(**padded_inputs(padded)).logits
         labels = padded.labels[:, 1:]
         scored = labels != IGNORE_INDEX
-        return logits_logprobs(logits[:, :-1][scored], labels[scored], temperature=temperature)
+        with _head_reads(self.transformer, scored):
+            logits = self.transformer(**padded_inputs(padded)).logits
+        every = logits.shape[:2] == padded.labels.shape  # scored ones alone are never as many
+        return logits_logprobs(logits[:, :-1][scored] if every else logits[0], labels[scored], temperature=temperature)
 
     probe = forward
+
+
+@contextmanager
+def _head_reads(network: PreTrainedModel, scored: Tensor) -> Iterator[None]:
+    """Within, the network's head gets the hidden states before the scored tokens alone, [B, T, H] -> [1, N, H].
+
+    scored: [B, T - 1] bool, whether the next token is. The head is the widest matrix, and most positions are prompts and
+    padding. Where all logits are few it reads every position: a GEMM of other rows may round otherwise. What the network does to the logits afterwards (a scale, a soft cap) it does to each position alone.
+    """
+
+    def gather(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][:, :-1][scored][None],)
+
+    head = network.get_output_embeddings()
+    # None: a network that does not say which of its modules it is
+    if head is None or 4 * scored.numel() * head.weight.shape[0] < FEW_BYTES:
+        yield
+        return
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Reference:

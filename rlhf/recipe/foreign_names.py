@@ -62,7 +62,9 @@ _LORA = "add a section lora: to train adapters, or leave it out to train every w
 _CHAT = "write data.template.kind: chat to use the tokenizer's chat template"
 _METHOD = "the method is chosen by method: sft, reward, ppo or dpo"
 _LAUNCH = "processes are started by accelerate launch --config_file accelerate_configs/ddp.yaml; take the key out"
-_SAVED = "write checkpoint.save_steps: a number of steps; final/ is always written at the end"
+_SAVED = (
+    "a run saves every ten minutes, or by checkpoint.save_steps: a number of steps; final/ is always written at the end"
+)
 _UNSUPPORTED = "is not supported; take the key out"
 
 SAID = {

@@ -11,13 +11,14 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, TypeAdapter, model_validator
 
 from rlhf.recipe.sections import (
-    ModelSection,
+    Precision,
     QuantizationSection,
     Recipe,
     SamplingSection,
     ScorerSection,
     Section,
     Sources,
+    StoredModelSection,
     TemplateSection,
 )
 from rlhf.recipe.steps import DataStep
@@ -82,7 +83,7 @@ class GenerateRecipe(Recipe):
     command = ("generate",)
 
     method: Literal["generate"]
-    model: ModelSection
+    model: StoredModelSection
     quantization: QuantizationSection | None = None
     prompts: Sources = Field(min_length=1)
     template: TemplateSection = TemplateSection()
@@ -115,14 +116,19 @@ class PairJudgeSection(Section):
 
 
 class EvalRecipe(Recipe):
-    """Compare models: the first of `models` is the reference that win rate and KL are measured against."""
+    """Compare models: the first of `models` is the reference that win rate and KL are measured against.
+
+    Without `dtype` each model is loaded in the dtype that it was trained or stored in, the reward models too.
+    `quantization` loads whole models in 4 bits; adapters always lie on their base as it was trained.
+    """
 
     entry_point = "rlhf.evaluate.run:evaluate"
     command = ("eval",)
 
     method: Literal["eval"]
     models: list[EvalModel] = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision | None = None
+    quantization: QuantizationSection | None = None
     prompts: Sources = Field(min_length=1)
     template: TemplateSection = TemplateSection()
     sampling: SamplingSection = SamplingSection()

@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Precision = Literal["float32", "bfloat16"]
 
 Format = Literal[
     "kochatgpt_sft",
@@ -46,12 +47,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class ModelSection(Section):
-    """A pretrained model: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded)."""
+class StoredModelSection(Section):
+    """A model that is run as it is: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded).
+
+    Without `dtype` it is loaded in the dtype that it was trained in (a `final/`) or that its config.json names: 16 bits of
+    either kind as bfloat16, anything else as float32.
+    """
 
     name_or_path: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision | None = None
     batching: Literal["auto", "segments", "padded"] = "auto"
+
+
+class ModelSection(StoredModelSection):
+    """A pretrained model to train: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded)."""
+
+    dtype: Precision = "float32"
 
 
 class QuantizationSection(Section):
@@ -164,9 +175,16 @@ class TrainingSection(Section):
 
 
 class CheckpointSection(Section):
-    """When to save, how many to keep, where to go on. `resume`: auto | never | a checkpoint folder."""
+    """When to save, how many to keep, where to go on.
+
+    `save_steps: N` saves after every N steps and after the last; without it, a run saves after the first step that ends
+    `save_minutes` or more after the last save (or the start), and then after its last step too. A run that is shorter
+    than that leaves `final/` and no checkpoint. `save_minutes: null` without `save_steps` saves nothing. `resume`: auto |
+    never | a checkpoint folder.
+    """
 
     save_steps: PositiveInt | None = None
+    save_minutes: PositiveFloat | None = 10.0
     save_total_limit: PositiveInt | None = 2
     resume: str = "auto"
 

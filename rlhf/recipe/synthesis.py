@@ -13,7 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf.recipe.sections import (
     Fraction,
-    ModelSection,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -21,6 +20,7 @@ from rlhf.recipe.sections import (
     QuantizationSection,
     SamplingSection,
     Section,
+    StoredModelSection,
 )
 
 Language = Literal["en", "ko"]
@@ -45,7 +45,7 @@ class TransformersSection(Section):
     """A model in this process, run by transformers."""
 
     engine: Literal["transformers"]
-    model: ModelSection
+    model: StoredModelSection
     quantization: QuantizationSection | None = None
     adapter: str | None = None
     chat: Literal["auto", "chat", "plain"] = "auto"

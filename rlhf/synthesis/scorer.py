@@ -37,7 +37,7 @@ class ScorerEngine:
         if step.model is not None:
             self._load_template(step.model)
         tokenizer: Any = self._tokenizer  # a callable gets texts, and needs none
-        (self._scorer,) = load_scorers([section], tokenizer, bf16=False, device=default_device())
+        (self._scorer,) = load_scorers([section], tokenizer, device=default_device())
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None

@@ -29,6 +29,7 @@ from rlhf.recipe.training import TrainRecipe
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.metrics import MetricsLog
 from rlhf.train.optim import learning_rate, make_optimizer
+from rlhf.train.saving import SaveTimes
 
 B = TypeVar("B")  # a method's batch: SegmentBatch, or PPO's Experience
 
@@ -87,6 +88,7 @@ def fit(
     start = _resume(stage, optimizer, recipe, checkpoints, accelerator)
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     log = MetricsLog(Path(recipe.output_dir), title, stage.total_steps, start, accelerator)
+    saves = SaveTimes(recipe.checkpoint, accelerator, saved=start > 0)
     metrics: dict[str, float] = {}
     with log:
         if section.eval_steps and start == 0:
@@ -106,7 +108,7 @@ def fit(
             log.advance(
                 step + 1, metrics, write=bool(last or evaluated or (step + 1) % recipe.logging.logging_steps == 0)
             )
-            if recipe.checkpoint.save_steps and ((step + 1) % recipe.checkpoint.save_steps == 0 or last):
+            if saves.due(step + 1, last=last):
                 checkpoints.save(step + 1, stage.module, optimizer, stage.state(), accelerator)
     return metrics
 

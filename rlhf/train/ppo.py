@@ -63,7 +63,11 @@ class Ppo:
         self.module = ActorCritic(self.policy, self.value_model)
         self.engine = setup.engine(self.policy)
         self.scorers = load_scorers(
-            recipe.ppo.rewards, setup.tokenizer, bf16=recipe.training.bf16, device=self.accelerator.device
+            recipe.ppo.rewards,
+            setup.tokenizer,
+            dtype="bfloat16" if recipe.training.bf16 else None,
+            quantization=recipe.quantization,
+            device=self.accelerator.device,
         )
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         self.prompts: Sequence[Prompt] = setup.train

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -58,6 +59,7 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         write_atomically(folder / "data.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     setup = Setup(recipe, accelerator, tokenizer, rows.items, held_out.items)
     stage: Stage[Any] = imported(recipe.stage)(recipe, setup)
+    seed_rank(recipe.seed, accelerator.process_index)  # last: what is drawn at the start is the same on every rank
     identity = run_identity(recipe, rows.fingerprint)
     lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
     checkpoints = Checkpoints(folder / "checkpoints", identity, recipe.checkpoint.save_total_limit)
@@ -92,6 +94,15 @@ def make_accelerator(recipe: TrainRecipe) -> Accelerator:
         raise SetupError(f"logging.report_to: {error}") from error
     refuse_rival_processes(accelerator.num_processes)
     return accelerator
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Give every rank but 0 random generators of its own, so that no two ranks drop the same activations.
+
+    Rank 0 goes on with the generators that drew the new weights, as a run of one process does.
+    """
+    if rank:
+        set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
 def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:

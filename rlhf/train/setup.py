@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.generation.engine import Engine
 from rlhf.generation.in_process import InProcessEngine
-from rlhf.models.lineage import adapter_lineage
+from rlhf.models.lineage import adapter_lineage, quantization_beside
 from rlhf.models.load import load_policy, load_scalar_model
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
@@ -40,7 +40,8 @@ class Setup:
         """A reference from elsewhere, frozen; None for `initial`, the policy as it starts."""
         if name_or_path == "initial":
             return None
-        return load_policy(self.recipe.model.model_copy(update={"name_or_path": name_or_path}), **self._options)
+        section = self.recipe.model.model_copy(update={"name_or_path": name_or_path})
+        return load_policy(section, **self._options | self._quantization_of(name_or_path))
 
     def scalar_model(self, name_or_path: str | None = None) -> ScalarModel:
         """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
@@ -50,7 +51,8 @@ class Setup:
             if lora is not None and adapter_lineage(Path(find_model(name_or_path))) is not None:
                 # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
                 lora = lora.model_copy(update={"r": None, "lora_alpha": None, "target_modules": None})
-        return load_scalar_model(section, lora=lora, trains=True, **self._options)
+        options = self._options if name_or_path is None else self._options | self._quantization_of(name_or_path)
+        return load_scalar_model(section, lora=lora, trains=True, **options)
 
     def load_again(self, model: Policy | ScalarModel, folder: Path) -> float:
         """Load a `final/` as the next stage will; returns how far it is from what was trained (`models.probe`).
@@ -65,6 +67,10 @@ class Setup:
     def engine(self, policy: Policy) -> Engine:
         """What samples completions from the policy while it trains."""
         return InProcessEngine(policy, self.tokenizer)
+
+    def _quantization_of(self, name_or_path: str) -> dict[str, Any]:
+        """`quantization:` is said of `model:`; adapters from elsewhere lie on their base as it was trained."""
+        return {"quantization": quantization_beside(name_or_path, self.recipe.quantization)}
 
     @cached_property
     def _options(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def trained(model: Path, out: Path, rows: list[dict[str, Any]], kind: str = "pla
 
 
 def scorer_of(folder: str, **options: Any) -> RewardScorer:
-    return RewardScorer(ScorerSection(model=folder, **options), TOKENIZER, bf16=False, device="cpu")
+    return RewardScorer(ScorerSection(model=folder, **options), TOKENIZER, device="cpu")
 
 
 def raw(folder: str, *segments: Segment) -> list[float]:

@@ -18,7 +18,7 @@ from rlhf.generation.engines import open_engine
 from rlhf.generation.engines.encode import located
 from rlhf.generation.engines.transformers_text import WINDOW, TransformersText
 from rlhf.generation.text_engine import Answer, Request
-from rlhf.recipe.sections import ModelSection
+from rlhf.recipe.sections import ModelSection, StoredModelSection
 from rlhf.recipe.synthesis import TextSampling, TransformersSection
 from tests.tiny import CHATML, tiny_tokenizer
 
@@ -199,6 +199,19 @@ def test_an_adapter_is_merged(model: Path, adapter: Path, engine: TransformersTe
     with torch.no_grad():
         expected = beside(ids).logits
         torch.testing.assert_close(adapted._engine.policy.transformer(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_stays_beside_a_base_of_16_bits(model: Path, adapter: Path, tmp_path: Path) -> None:
+    """Which is how the engine loads a base that is stored so, where the recipe names no dtype."""
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(half)
+    tiny_tokenizer().save_pretrained(half)
+    stored = StoredModelSection(name_or_path=str(half))
+    section = TransformersSection(engine="transformers", model=stored, chat="plain", adapter=str(adapter))
+    adapted = TransformersText(section)
+    policy = adapted._engine.policy
+    assert policy.transformer.dtype == torch.bfloat16 and policy.has_adapters
+    assert all(answer.texts for answer in ask(adapted, PROMPTS, GREEDY).values())
 
 
 def test_four_bits(model: Path, engine: TransformersText, adapter: Path) -> None:

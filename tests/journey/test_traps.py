@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_model
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
+from tests.two_processes import in_two
 
 Recipes = Callable[..., TrainRecipe]
 Folders = Callable[[str], str]
@@ -153,22 +151,17 @@ def test_stacked_adapters_in_bf16_become_one(
 def test_two_processes_hand_over_to_two(start: str, recipe_of: Recipes, model_folder: Folders, tmp_path: Path) -> None:
     """SFT, then DPO on its adapters, each in two processes; the same numbers as alone."""
 
-    def in_two(recipe: TrainRecipe) -> TrainRecipe:
+    def trained(recipe: TrainRecipe) -> TrainRecipe:
         path = tmp_path / f"{Path(recipe.output_dir).name}.yaml"
         path.write_text(dump(recipe))  # type: ignore[arg-type]
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "rlhf"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(
-            [*command, "train", str(path)], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert result.returncode == 0, result.stderr[-3000:]
+        in_two("rlhf", "train", str(path))
         return recipe
 
     common = {"max_steps": 3, "learning_rate": 1e-2, "adam_epsilon": 1e-3}
     small, large = ({"training": common | {"per_device_train_batch_size": size}} for size in (2, 4))
     lora = {"lora": {"r": 4, "start": start}}
-    sft = in_two(recipe_of("sft", model_folder("llama"), out="sft", **lora, **small))
-    both = in_two(recipe_of("dpo", sft.output_dir, out="both", **lora, **small))
+    sft = trained(recipe_of("sft", model_folder("llama"), out="sft", **lora, **small))
+    both = trained(recipe_of("dpo", sft.output_dir, out="both", **lora, **small))
     alone = recipe_of("dpo", sft.output_dir, out="alone", **lora, **large)
     train(alone)
     for ours, theirs in zip(metrics_of(both), metrics_of(alone), strict=True):

@@ -172,6 +172,38 @@ def test_segments_are_held_against_the_models_own_attention(caplog: pytest.LogCa
     assert network.config._attn_implementation == "doubled"
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_oss"])
+def test_padded_batches_give_the_head_their_scored_positions_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And lose nothing by it: the reference is the model's own forward pass over all positions."""
+    monkeypatch.setattr("rlhf.models.policy.FEW_BYTES", 0)
+    others = {
+        "gemma2": Gemma2Config(**SIZES, head_dim=8, sliding_window=64, final_logit_softcapping=2.0),
+        "gpt_oss": GptOssConfig(**SIZES, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
+    }
+    model = policy((CONFIGS | others)[name], "padded")
+    batch, rows = collate(segments(2)), []
+    head, expected = model.transformer.get_output_embeddings(), []
+    for segment in segments(2):
+        for ids in segment.completion_ids:
+            row = torch.tensor([[*segment.prompt_ids, *ids]])
+            logprobs = model.transformer(row).logits.log_softmax(-1)[0, :-1]
+            expected.append(logprobs.gather(1, row[0, 1:, None])[len(segment.prompt_ids) - 1 :, 0])
+    handle = head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1].numel()))
+    found = model(batch)
+    handle.remove()
+    assert rows == [batch.num_targets] == [found.numel()]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    assert not head._forward_pre_hooks  # sampling reads every position again
+
+
+def test_a_network_that_does_not_name_its_head_gives_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, model = collate(segments(2)), policy(CONFIGS["llama"], "padded")
+    expected = model(batch)  # of a small batch: the head reads every position
+    monkeypatch.setattr("rlhf.models.policy.FEW_BYTES", 0)
+    monkeypatch.setattr(model.transformer, "get_output_embeddings", lambda: None)
+    torch.testing.assert_close(model(batch), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_logit_scale_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """A model that runs on segments but does more than a linear head is caught by the comparison alone."""
     torch.manual_seed(0)

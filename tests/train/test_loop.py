@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from rlhf.recipe.training import TrainRecipe
 from rlhf.train.optim import learning_rate, make_optimizer
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
+from tests.two_processes import in_two
 
 Recipes = Callable[..., TrainRecipe]
 Folders = Callable[[str], str]
@@ -63,14 +60,7 @@ def test_two_processes_are_one_run(method: str, recipe_of: Recipes, model_folder
     train(alone)
     path = tmp_path / "both.yaml"
     path.write_text(dump(both))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
-               f"--master-port={port}", "-m", "rlhf", "train", str(path)]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    in_two("rlhf", "train", str(path))
     lineage = json.loads((Path(both.output_dir) / "final/lineage.json").read_text())
     assert lineage["processes"] == 2
     if (

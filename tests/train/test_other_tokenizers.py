@@ -63,7 +63,7 @@ def test_the_value_model_starts_from_a_model_that_reads_the_policys_tokens(
 
 
 def test_a_completion_without_text_is_scored_too(foreign_reward_model: str) -> None:
-    [scorer] = load_scorers([ScorerSection(model=foreign_reward_model)], tiny_tokenizer(), bf16=False, device="cpu")
+    [scorer] = load_scorers([ScorerSection(model=foreign_reward_model)], tiny_tokenizer(), device="cpu")
     empty = Sample("you", [5, 6], Completion([2, 2], "", False))
     [score, other] = scorer.score([empty, Sample("you", [5, 6], Completion([9], " are", False))])
     assert score != other
@@ -73,7 +73,7 @@ def test_a_reward_model_sees_the_text_cut_at_a_stop_string(recipe_of: Recipes, m
     recipe = recipe_of("reward", model_folder("llama"))
     train(recipe)
     tokenizer = tiny_tokenizer()
-    [scorer] = load_scorers([ScorerSection(model=f"{recipe.output_dir}/final")], tokenizer, bf16=False, device="cpu")
+    [scorer] = load_scorers([ScorerSection(model=f"{recipe.output_dir}/final")], tokenizer, device="cpu")
     prompt, cut, whole = (tokenizer(t).input_ids for t in ("The film was", " good", " good\n\nHuman:"))
 
     def score(ids: list[int]) -> float:

@@ -135,14 +135,15 @@ class TransformersText:
 
 
 def _add_adapter(policy: Policy, folder: str) -> None:
-    """Merge the adapter into the model, as `final/` does. A 4-bit base cannot take it: there it stays beside the base."""
+    """Merge the adapter into a float32 model. Elsewhere it stays beside the base: the sum would be rounded away."""
     from peft import PeftModel
 
     try:
         adapted = PeftModel.from_pretrained(policy.transformer, folder)
     except (ValueError, RuntimeError, KeyError) as error:
         raise RecipeError(f"adapter: {folder} does not fit this model: {first_line(error)}") from error
-    policy.model = adapted if getattr(policy.transformer, "hf_quantizer", None) else adapted.merge_and_unload()
+    rounds = getattr(policy.transformer, "hf_quantizer", None) or policy.transformer.dtype != torch.float32
+    policy.model = adapted if rounds else adapted.merge_and_unload()
 
 
 def _generation_config(sampling: TextSampling, stop_ids: list[int], pad: int) -> GenerationConfig:

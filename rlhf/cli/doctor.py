@@ -113,8 +113,10 @@ def _processor(found: Examination, torch: Any) -> None:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     words = f"{count} cores"
     if torch is not None:
-        bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-        words += f", {torch.backends.cpu.get_cpu_capability()}, bfloat16 {'in hardware' if bf16 else 'emulated (slow)'}"
+        from rlhf.models.precision import has_bf16
+
+        bf16 = "in hardware" if has_bf16("cpu") else "emulated (slow: write model.dtype and training.bf16 auto)"
+        words += f", {torch.backends.cpu.get_cpu_capability()}, bfloat16 {bf16}"
     found.facts.append(("cpu", words))
     found.facts.append(("memory", f"{_memory() / GIB:.1f} GiB"))
 

@@ -24,6 +24,7 @@ from rlhf.generation.reward_scorer import Sample, check_template
 from rlhf.generation.scorers import load_scorers, total_scores
 from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
+from rlhf.models.precision import settled
 from rlhf.recipe.schema import GenerateRecipe
 from rlhf.runs.manifest import atomic_folder
 from rlhf.tokens.recipe_rows import sampling_prompts, with_template
@@ -45,9 +46,8 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     for section in recipe.scorers:
         check_template(section, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
-    scorers = load_scorers(
-        recipe.scorers, tokenizer, dtype=recipe.model.dtype, device=device, quantization=recipe.quantization
-    )
+    dtype = recipe.model.dtype and settled(recipe.model.dtype, device)
+    scorers = load_scorers(recipe.scorers, tokenizer, dtype=dtype, device=device, quantization=recipe.quantization)
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)

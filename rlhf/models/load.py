@@ -21,6 +21,7 @@ from rlhf.errors import RecipeError, SetupError, first_line
 from rlhf.models.adapters import lora_layers, put_adapters
 from rlhf.models.lineage import adapter_lineage, problem_with_policy, quantization_of, trained_dtype
 from rlhf.models.policy import Policy
+from rlhf.models.precision import settled
 from rlhf.models.probe import check_probe
 from rlhf.models.save import load_head
 from rlhf.models.scalar import ScalarModel
@@ -64,21 +65,23 @@ def load_policy(
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     device: torch.device | str = "cpu",
+    proven: bool = True,
 ) -> Policy:
     """A causal language model as a `Policy`; with `lora`, its adapters train and its base is frozen.
 
     A section without a dtype means that of the training, or of the config (`trained_dtype`).
 
     `trains` without `lora` is full fine-tuning: adapters of a parent are then merged into the base, in float32.
-    Raises RecipeError for a reward model.
+    `proven`: a `final/` is held against its probe. Raises RecipeError for a reward model.
     """
     if problem := problem_with_policy(model.name_or_path):
         raise RecipeError(f"model.name_or_path: {problem}")
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModelForCausalLM, source.base, _dtype(model), source.quantization, device)
+    network = _pretrained(AutoModelForCausalLM, source.base, _dtype(model, device), source.quantization, device)
     adapted = _adapted(network, source, "CAUSAL_LM", lora, trains, bf16, gradient_checkpointing)
     policy = Policy(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
-    check_probe(policy, source.folder)
+    if proven:
+        check_probe(policy, source.folder)
     return policy
 
 
@@ -91,14 +94,16 @@ def load_scalar_model(
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     device: torch.device | str = "cpu",
+    proven: bool = True,
 ) -> ScalarModel:
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
     source = source_of(model.name_or_path, quantization)
-    network = _pretrained(AutoModel, source.base, _dtype(model), source.quantization, device)
+    network = _pretrained(AutoModel, source.base, _dtype(model, device), source.quantization, device)
     adapted = _adapted(network, source, "FEATURE_EXTRACTION", lora, trains, bf16, gradient_checkpointing)
     scalar = ScalarModel(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     load_head(scalar, source.folder)
-    check_probe(scalar, source.folder)
+    if proven:
+        check_probe(scalar, source.folder)
     return scalar
 
 
@@ -128,8 +133,8 @@ def _adapted(
     return adapted
 
 
-def _dtype(model: StoredModelSection) -> Precision:
-    return model.dtype or trained_dtype(model.name_or_path)
+def _dtype(model: StoredModelSection, device: torch.device | str) -> Precision:
+    return settled(model.dtype or trained_dtype(model.name_or_path), device)
 
 
 def _pretrained(

@@ -51,18 +51,21 @@ class StoredModelSection(Section):
     """A model that is run as it is: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded).
 
     Without `dtype` it is loaded in the dtype that it was trained in (a `final/`) or that its config.json names: 16 bits of
-    either kind as bfloat16, anything else as float32.
+    either kind as bfloat16, anything else as float32. `auto` is bfloat16 where the processor has instructions for it.
     """
 
     name_or_path: str
-    dtype: Precision | None = None
+    dtype: Precision | Literal["auto"] | None = None
     batching: Literal["auto", "segments", "padded"] = "auto"
 
 
 class ModelSection(StoredModelSection):
-    """A pretrained model to train: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded)."""
+    """A pretrained model to train: a local folder, a hub name, or `embedded:NAME` (see rlhf/embedded).
 
-    dtype: Precision = "float32"
+    `dtype: auto` is bfloat16 where the processor has instructions for it, else float32.
+    """
+
+    dtype: Precision | Literal["auto"] = "float32"
 
 
 class QuantizationSection(Section):
@@ -152,7 +155,10 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    """The optimisation. A batch row is one segment: a prompt with all of its completions."""
+    """The optimisation. A batch row is one segment: a prompt with all of its completions.
+
+    `bf16` computes in bfloat16 and keeps what trains in float32; `auto` does so where the processor has instructions for it.
+    """
 
     max_steps: PositiveInt | None = None
     num_train_epochs: PositiveFloat = 1.0
@@ -169,24 +175,26 @@ class TrainingSection(Section):
     adam_epsilon: PositiveFloat = 1e-8
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     max_grad_norm: PositiveFloat | None = 1.0
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = False
     gradient_checkpointing: bool = False
     eval_steps: PositiveInt | None = None
 
 
 class CheckpointSection(Section):
-    """When to save, how many to keep, where to go on.
+    """When to save, how many to keep, where to go on, and in which dtype a full fine-tune's `final/` is stored.
 
     `save_steps: N` saves after every N steps and after the last; without it, a run saves after the first step that ends
     `save_minutes` or more after the last save (or the start), and then after its last step too. A run that is shorter
     than that leaves `final/` and no checkpoint. `save_minutes: null` without `save_steps` saves nothing. `resume`: auto |
-    never | a checkpoint folder.
+    never | a checkpoint folder. `final_dtype` is `model.dtype` if it is left out; what storing in bfloat16 loses is measured
+    and said. Adapters are always float32.
     """
 
     save_steps: PositiveInt | None = None
     save_minutes: PositiveFloat | None = 10.0
     save_total_limit: PositiveInt | None = 2
     resume: str = "auto"
+    final_dtype: Precision | None = None
 
 
 class LoggingSection(Section):

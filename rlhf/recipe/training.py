@@ -50,6 +50,12 @@ class TrainRecipe(Recipe):
             raise ValueError("quantization: a 4-bit model is frozen and trains only adapters; add a lora: section")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_are_float32(self) -> TrainRecipe:
+        if self.lora is not None and self.checkpoint.final_dtype is not None:
+            raise ValueError("checkpoint.final_dtype: is of full fine-tunes; adapters are always stored in float32")
+        return self
+
     @property
     def trains_prompt(self) -> bool:
         """Whether the prompt's tokens are trained too."""

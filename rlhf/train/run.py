@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from rlhf.models.card import model_card
 from rlhf.models.classifier import how_to_score
 from rlhf.models.lineage import Base, Lineage, is_reward_model, read_lineage
 from rlhf.models.load import source_of
+from rlhf.models.policy import Policy
+from rlhf.models.precision import warning_for, with_precision
 from rlhf.models.probe import ROWS as PROBE_ROWS
 from rlhf.models.probe import combine_adapters, write_probe
 from rlhf.models.save import save_final
@@ -31,6 +34,7 @@ from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
 from rlhf.tokens.dataset import TokenizedRows
 from rlhf.tokens.recipe_rows import probe_rows, training_rows, with_template
+from rlhf.tokens.segments import Segment
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
 from rlhf.train.loop import Stage, fit
@@ -50,7 +54,9 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     if problem := recipe.problem_with(accelerator.num_processes):
         raise RecipeError(": ".join(problem))
     set_seed(recipe.seed)
-    recipe = with_template(recipe)
+    recipe = with_precision(with_template(recipe), accelerator.device)
+    if warning := warning_for(recipe, accelerator.device):
+        accelerator.print(warning)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
     report = {"train": rows.report, "eval": held_out.report}
@@ -67,21 +73,36 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     if accelerator.is_main_process:
         accelerator.free_memory()  # the optimizer's: room to load what is saved
-        samples = probe_rows(rows, PROBE_ROWS)
-        combine_adapters(stage.model, samples)
         scored = held_out if len(held_out.items) else rows
         if isinstance(stage.model, ScalarModel) and isinstance(scored, TokenizedRows):
             stage.model.scale = measure_scale(stage.model, scored.segments, rows.report)
+        samples = probe_rows(rows, PROBE_ROWS)
         with atomic_folder(folder / "final") as final:
-            save_final(stage.model, tokenizer, final, dtype=getattr(torch, recipe.model.dtype), lineage=lineage)
+            _write_final(stage.model, setup, samples, final, lineage)
             scoring = how_to_score(final) if is_reward_model(str(final)) and recipe.lora is None else None
             (final / "README.md").write_text(model_card(recipe, lineage, report, metrics, scoring), encoding="utf-8")
-            write_probe(stage.model, samples, final)
-        lost = setup.load_again(stage.model, folder / "final")  # after it is there: what fails here is not lost
-        accelerator.print(f"final/ gives what was trained: off by at most {lost:.1g} on {PROBE_ROWS} rows")
+        _, lost = setup.load_again(stage.model, folder / "final")  # after it is there: what fails here is not lost
+        accelerator.print(f"final/ gives what it should: off by at most {lost:.1g} on {PROBE_ROWS} rows")
     accelerator.wait_for_everyone()
     accelerator.end_training()  # last: it takes the process group down
     return {"metrics": metrics, "rows": report, "final": str(folder / "final")}
+
+
+def _write_final(
+    model: Policy | ScalarModel, setup: Setup, samples: Sequence[Segment], folder: Path, lineage: Lineage
+) -> None:
+    """The model and its probe. What storing it in another dtype loses is measured and said; the probe is then of what is stored."""
+    recipe = setup.recipe
+    stored = recipe.checkpoint.final_dtype or recipe.model.dtype
+    combine_adapters(model, samples)
+    save_final(model, setup.tokenizer, folder, dtype=getattr(torch, stored), lineage=lineage)
+    write_probe(model, samples, folder)
+    if stored != recipe.model.dtype:
+        rounded, lost = setup.load_again(model, folder, rounded=True)
+        setup.accelerator.print(
+            f"stored in {stored}, trained in {recipe.model.dtype}: off by {lost:.2g} on {PROBE_ROWS} rows"
+        )
+        write_probe(rounded, samples, folder)
 
 
 def make_accelerator(recipe: TrainRecipe) -> Accelerator:

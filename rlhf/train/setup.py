@@ -54,15 +54,18 @@ class Setup:
         options = self._options if name_or_path is None else self._options | self._quantization_of(name_or_path)
         return load_scalar_model(section, lora=lora, trains=True, **options)
 
-    def load_again(self, model: Policy | ScalarModel, folder: Path) -> float:
-        """Load a `final/` as the next stage will; returns how far it is from what was trained (`models.probe`).
+    def load_again(
+        self, model: Policy | ScalarModel, folder: Path, *, rounded: bool = False
+    ) -> tuple[Policy | ScalarModel, float]:
+        """Load a `final/` as the next stage will; returns it, and how far it is from what was trained (`models.probe`).
 
-        Raises CheckpointError where it is another function.
+        `rounded`: it was stored in another dtype than it was trained in. Raises CheckpointError where it is another function.
         """
         section = self.recipe.model.model_copy(update={"name_or_path": str(folder)})
-        load = load_policy if isinstance(model, Policy) else load_scalar_model
         options = self._options | {"quantization": None}  # what adapters lie on is in their lineage
-        return check_probe(load(section, **options), folder) or 0.0
+        load: Any = load_policy if isinstance(model, Policy) else load_scalar_model
+        again = load(section, proven=False, **options)
+        return again, check_probe(again, folder, rounded=rounded) or 0.0
 
     def engine(self, policy: Policy) -> Engine:
         """What samples completions from the policy while it trains."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
 from rlhf.evaluate.sampling import Answers
-from rlhf.generation.reward_scorer import check_reward_model, check_template
+from rlhf.generation.reward_scorer import check_reward_model, check_template, load_reward_model
 from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
@@ -49,7 +50,7 @@ def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judge
         if section.model is not None:
             check_reward_model(section.model)
             check_template(section, recipe.template)
-    load_scorers([s for s in scorers if s.callable is not None], tokenizer, device="cpu")
+    load_scorers([s for s in scorers if s.callable is not None], tokenizer)
     pair_judges = {section.label: load_pair_judge(section) for section in recipe.pair_judges}
     named = [(s.label, s.callable) for s in scorers] + [(j.label, j.callable) for j in recipe.pair_judges]
     cards = {label: card for label, path in named if path is not None and (card := judge_card(path)) is not None}
@@ -74,7 +75,8 @@ def score_all(
     """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time."""
     scores = {}
     for section in judges.scorers:
-        (scorer,) = load_scorers([section], tokenizer, dtype=dtype, quantization=quantization, device=device)
+        load = partial(load_reward_model, dtype=dtype, quantization=quantization, device=device)
+        (scorer,) = load_scorers([section], tokenizer, load)
         scores[section.label] = [
             np.asarray(scorer.score(answers.flat), dtype=np.float64).reshape(len(answers.samples), -1)
             for answers in everyone

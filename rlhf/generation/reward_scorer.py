@@ -13,7 +13,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
 from rlhf.models.lineage import is_reward_model, quantization_beside, saved_template, trained_dtype
 from rlhf.models.load import load_scalar_model
+from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection, StoredModelSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
@@ -46,26 +46,10 @@ class Sample:
 class RewardScorer:
     """`scorer(samples)` gives each sample's score: in standard deviations from the mean of the model's own data, or raw."""
 
-    def __init__(
-        self,
-        section: ScorerSection,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        device: torch.device | str,
-        dtype: Precision | None = None,
-        quantization: QuantizationSection | None = None,
-    ) -> None:
-        """Raises RecipeError for a folder that the reward stage did not write. Adapters lie on their base as it was trained,
-        whatever `quantization` says of whole models.
-        """
+    def __init__(self, section: ScorerSection, tokenizer: PreTrainedTokenizerBase, model: ScalarModel) -> None:
         assert section.model is not None
         name = section.model
-        check_reward_model(name)
-        dtype = dtype or trained_dtype(name)
-        model = StoredModelSection(name_or_path=name, dtype=dtype)
-        options: dict[str, Any] = {"bf16": dtype == "bfloat16", "quantization": quantization_beside(name, quantization)}
-        self.model = load_scalar_model(model, device=device, **options).eval().requires_grad_(False)
-        self.scale = self.model.scale
+        self.model, self.scale = model, model.scale
         if self.scale is None:
             log.warning("%s has no scores.json: its scores are not normalised. Train it again to have them so", name)
         self.normalize = section.normalize and self.scale is not None
@@ -121,6 +105,27 @@ class RewardScorer:
         if not self._same or self._tokenizer.decode(ids, skip_special_tokens=True) != completion.text:
             return self._renderer.continuation_ids(completion.text)  # also a text that was cut at a stop string
         return self._renderer.without_end(ids) if completion.ended else ids
+
+
+def load_reward_model(
+    name_or_path: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: Precision | None = None,
+    quantization: QuantizationSection | None = None,
+) -> ScalarModel:
+    """A reward model that only scores, as it was trained or stored if `dtype` does not say otherwise. Adapters lie on their base
+    as it was trained; `quantization` is of whole models. Raises RecipeError for a folder that the reward stage did not write.
+    """
+    check_reward_model(name_or_path)
+    dtype = dtype or trained_dtype(name_or_path)
+    model = load_scalar_model(
+        StoredModelSection(name_or_path=name_or_path, dtype=dtype),
+        quantization=quantization_beside(name_or_path, quantization),
+        bf16=dtype == "bfloat16",
+        device=device,
+    )
+    return model.eval().requires_grad_(False)
 
 
 def check_reward_model(name_or_path: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine, default_device
-from rlhf.generation.reward_scorer import Sample, check_template
+from rlhf.generation.reward_scorer import Sample, check_template, load_reward_model
 from rlhf.generation.scorers import load_scorers, total_scores
 from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
@@ -47,7 +48,8 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
         check_template(section, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
     dtype = recipe.model.dtype and settled(recipe.model.dtype, device)
-    scorers = load_scorers(recipe.scorers, tokenizer, dtype=dtype, device=device, quantization=recipe.quantization)
+    load = partial(load_reward_model, dtype=dtype, device=device, quantization=recipe.quantization)
+    scorers = load_scorers(recipe.scorers, tokenizer, load)
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
         groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)

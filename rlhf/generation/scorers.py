@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import RecipeError, RlhfError
-from rlhf.generation.reward_scorer import RewardScorer, Sample
+from rlhf.generation.reward_scorer import RewardScorer, Sample, load_reward_model
+from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.callables import describe, import_callable
-from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection
+from rlhf.recipe.sections import ScorerSection
 
 KEYWORDS = ("prompts", "completions", "completion_ids")  # the arguments of a function in TRL's form
 
@@ -31,14 +31,11 @@ class Scorer:
 def load_scorers(
     sections: Sequence[ScorerSection],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    device: torch.device | str,
-    dtype: Precision | None = None,
-    quantization: QuantizationSection | None = None,
+    load: Callable[[str], ScalarModel] = load_reward_model,
 ) -> list[Scorer]:
-    """The scorers of a recipe. Raises RecipeError for a scorer that cannot be loaded, and for a name that two scorers have.
+    """The scorers of a recipe; `load` gives a reward model by its name.
 
-    `dtype` and `quantization` are those of reward models; left out, a model is loaded as it was trained or stored.
+    Raises RecipeError for a scorer that cannot be loaded, and for a name that two scorers have.
     """
     names = [section.label for section in sections]
     if len(set(names)) != len(names):
@@ -48,7 +45,8 @@ def load_scorers(
         if section.callable is not None:
             score = _callable(section.callable)
         else:
-            score = RewardScorer(section, tokenizer, dtype=dtype, quantization=quantization, device=device)
+            assert section.model is not None
+            score = RewardScorer(section, tokenizer, load(section.model))
         scorers.append(Scorer(section.label, section.weight, score))
     return scorers
 

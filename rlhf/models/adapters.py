@@ -4,6 +4,8 @@
     parent, continue      "default" trains from a copy of the parent's; the reference is the base with "start", the parent's
     parent, fresh         "default" trains from zero on top of "start"; the reference is the base with "start"
 
+Beside them, PPO's other models may lie on the same base, each as an adapter named after its role (`add_role`).
+
 Nothing is merged into the base, whose weights may be quantised. Which adapters count is a flag of each layer, switched by
 `active`; unlike peft's `set_adapter` and `disable_adapter` that leaves `requires_grad` alone and costs no search.
 """
@@ -15,7 +17,7 @@ import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 TRAINED, START, BOTH = "default", "start", "both"
+FEATURES = "FEATURE_EXTRACTION"  # peft's word for a body without a language model's head
 
 
 def put_adapters(network: PreTrainedModel, lora: LoraSection | None, parent: Path | None, *, task: str) -> Any:
@@ -89,6 +92,34 @@ def active(layers: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
     finally:
         for layer, (adapters, disabled) in zip(layers, before, strict=True):
             layer._active_adapter, layer._disable_adapters = adapters, disabled
+
+
+def add_role(adapted: Any, role: str, lora: LoraSection, parent: Path | None, *, trains: bool, bf16: bool) -> None:
+    """One more adapter on the base of `adapted`, called `role`: a parent's, else a fresh one in the shape of `lora`.
+
+    Which adapters count, and which of the others train, stays as it is. Raises as `put_adapters` does.
+    """
+    network, own = adapted.get_base_model(), next(iter(lora_layers(adapted)))._active_adapter
+    trained = {id(parameter) for parameter in adapted.parameters() if parameter.requires_grad}
+    config = _config_of(lora, FEATURES) if parent is None else _config_in(parent, FEATURES)
+    adapted.add_adapter(role, config)
+    if parent is not None:
+        _fill(adapted, _state_for(network, load_file(parent / ADAPTER)), role, parent)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad = id(parameter) in trained or (trains and f".{role}." in name)
+    for layer in lora_layers(adapted):  # peft activates what it adds
+        layer._active_adapter, layer.cast_input_dtype_enabled = list(own), not bf16
+    _checked(adapted, network)
+
+
+def recomputed(network: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For torch's checkpointing (`context_fn`): a block that is computed again in the backward pass uses the adapters of its
+    forward pass, whichever count by then.
+    """
+    layers = lora_layers(network)
+    first = next(iter(layers), None)
+    names = [] if first is None or first._disable_adapters else list(first._active_adapter)
+    return nullcontext(), active(layers, names)
 
 
 def is_stacked(adapted: Any) -> bool:

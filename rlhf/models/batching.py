@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf.models.adapters import active, lora_layers
 from rlhf.models.attention import use_attention
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 
@@ -29,9 +32,14 @@ class SegmentModule(nn.Module, ABC):
     bfloat16 autocast: the module carries its own precision, so training, scoring and sampling cannot differ in it.
     """
 
-    def __init__(self, model: nn.Module, *, pad_token_id: int, bf16: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, pad_token_id: int, bf16: bool, adapters: Sequence[str] | None = None
+    ) -> None:
+        """`adapters`: those of `model` that count for this module; None for a model that is this module's alone."""
         super().__init__()
         self.model = model
+        self._adapters = adapters
+        self._layers = lora_layers(model) if adapters is not None else []
         self.pad_token_id = pad_token_id
         self.bf16 = bf16
         self.segments = False
@@ -48,6 +56,10 @@ class SegmentModule(nn.Module, ABC):
     def autocast(self) -> torch.autocast:
         """The context that every forward pass of this module runs in."""
         return torch.autocast(self.transformer.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def own_adapters(self) -> AbstractContextManager[None]:
+        """The context in which this module's adapters count: several modules may share one base."""
+        return nullcontext() if self._adapters is None else active(self._layers, self._adapters)
 
     @abstractmethod
     def probe(self, batch: SegmentBatch) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rlhf.errors import RecipeError, SetupError, first_line
-from rlhf.models.adapters import lora_layers, put_adapters
+from rlhf.models.adapters import FEATURES, add_role, lora_layers, put_adapters, recomputed
 from rlhf.models.lineage import adapter_lineage, problem_with_policy, quantization_of, trained_dtype
 from rlhf.models.policy import Policy
 from rlhf.models.precision import settled
@@ -99,12 +100,34 @@ def load_scalar_model(
     """A body with a scalar head: the head of a saved reward model where the folder has one, else a fresh one."""
     source = source_of(model.name_or_path, quantization)
     network = _pretrained(AutoModel, source.base, _dtype(model, device), source.quantization, device)
-    adapted = _adapted(network, source, "FEATURE_EXTRACTION", lora, trains, bf16, gradient_checkpointing)
+    adapted = _adapted(network, source, FEATURES, lora, trains, bf16, gradient_checkpointing)
     scalar = ScalarModel(adapted, pad_token_id=_pad_token_id(network), batching=model.batching, bf16=bf16)
     load_head(scalar, source.folder)
     if proven:
         check_probe(scalar, source.folder)
     return scalar
+
+
+def load_role(
+    policy: Policy, source: Source, role: str, lora: LoraSection, *, trains: bool, batching: str = "auto"
+) -> ScalarModel:
+    """A scalar model on the policy's own base, as one more adapter with a head: no second base in memory.
+
+    source: what `source_of` says of the model that the role starts from; its base must be the policy's (`same_base`).
+    """
+    add_role(policy.model, role, lora, source.parent, trains=trains, bf16=policy.bf16)
+    scalar = ScalarModel(
+        policy.model, pad_token_id=policy.pad_token_id, batching=batching, bf16=policy.bf16, adapters=[role]
+    )
+    scalar.head.requires_grad_(trains)
+    load_head(scalar, source.folder)
+    check_probe(scalar, source.folder)
+    return scalar
+
+
+def same_base(one: Source, other: Source) -> bool:
+    """Whether two models are adapters on one base, or one of them is that base itself."""
+    return (one.base, one.quantization) == (other.base, other.quantization)
 
 
 def _adapted(
@@ -121,7 +144,8 @@ def _adapted(
     if gradient_checkpointing:
         with warnings.catch_warnings():  # renamed in transformers 5.23
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            options: dict[str, Any] = {"use_reentrant": False, "context_fn": partial(recomputed, network)}
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     if lora is None and source.parent is None:
         return network
     adapted: nn.Module = put_adapters(network, lora, source.parent, task=task)

@@ -32,48 +32,59 @@ class Policy(SegmentModule):
 
     def forward(self, batch: SegmentBatch, *, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of `batch.targets` under the softmax at `temperature`, [N]."""
+        return self.with_states(batch, temperature=temperature)[0]
+
+    def with_states(self, batch: SegmentBatch, *, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities, and the hidden states that they are made of: before each scored token, [N, H]. No states from a
+        network that does not say which of its modules is the head.
+        """
         with self.autocast():
             return self._flat(batch, temperature) if self.segments else self._padded(batch, temperature)
 
-    def _flat(self, batch: SegmentBatch, temperature: float) -> Tensor:
+    def _flat(self, batch: SegmentBatch, temperature: float) -> tuple[Tensor, Tensor]:
         """All segments in one row; the head runs on the scored positions alone."""
         inputs = segment_inputs(batch.input_ids, batch.position_ids, batch.spans)
-        hidden = self.transformer.base_model(**inputs).last_hidden_state[0]
+        hidden = self.transformer.base_model(**inputs).last_hidden_state[0][batch.sources]
         head = self.transformer.get_output_embeddings()
-        return head_logprobs(hidden[batch.sources], head.weight, head.bias, batch.targets, temperature=temperature)
+        logprobs = head_logprobs(hidden, head.weight, head.bias, batch.targets, temperature=temperature)
+        return logprobs, hidden
 
-    def _padded(self, batch: SegmentBatch, temperature: float) -> Tensor:
+    def _padded(self, batch: SegmentBatch, temperature: float) -> tuple[Tensor, Tensor | None]:
         """One completion a row, through the model's own forward: whatever it does to its logits counts."""
         padded = pad(batch, self.pad_token_id)
         labels = padded.labels[:, 1:]
         scored = labels != IGNORE_INDEX
-        with _head_reads(self.transformer, scored):
+        with _head_reads(self.transformer, scored) as states:
             logits = self.transformer(**padded_inputs(padded)).logits
         every = logits.shape[:2] == padded.labels.shape  # scored ones alone are never as many
-        return logits_logprobs(logits[:, :-1][scored] if every else logits[0], labels[scored], temperature=temperature)
+        logits = logits[:, :-1][scored] if every else logits[0]
+        return logits_logprobs(logits, labels[scored], temperature=temperature), next(iter(states), None)
 
     probe = forward
 
 
 @contextmanager
-def _head_reads(network: PreTrainedModel, scored: Tensor) -> Iterator[None]:
-    """Within, the network's head gets the hidden states before the scored tokens alone, [B, T, H] -> [1, N, H].
+def _head_reads(network: PreTrainedModel, scored: Tensor) -> Iterator[list[Tensor]]:
+    """Within, the network's head gets the hidden states before the scored tokens alone, [B, T, H] -> [1, N, H]. They are put
+    into the list, [N, H].
 
     scored: [B, T - 1] bool, whether the next token is. The head is the widest matrix, and most positions are prompts and
     padding. Where all logits are few it reads every position: a GEMM of other rows may round otherwise. What the network does to the logits afterwards (a scale, a soft cap) it does to each position alone.
     """
 
-    def gather(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0][:, :-1][scored][None],)
-
-    head = network.get_output_embeddings()
-    # None: a network that does not say which of its modules it is
-    if head is None or 4 * scored.numel() * head.weight.shape[0] < FEW_BYTES:
-        yield
+    head, states = network.get_output_embeddings(), list[Tensor]()
+    if head is None:
+        yield states
         return
+    few = 4 * scored.numel() * head.weight.shape[0] < FEW_BYTES
+
+    def gather(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        states.append(inputs[0][:, :-1][scored])
+        return inputs if few else (states[0][None],)
+
     handle = head.register_forward_pre_hook(gather)
     try:
-        yield
+        yield states
     finally:
         handle.remove()
 

@@ -172,7 +172,9 @@ class MissingEosSection(Section):
 class PpoSection(Section):
     """PPO for language models. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each.
 
-    Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
+    `value: own` is a value model that starts as `value_model`, else as the first reward model that reads the policy's tokens;
+    with `lora` it is an adapter on the policy's base, as reward models are whose adapters lie on that base. `value: shared` is a
+    head on the policy's own hidden states. Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
     """
 
     rollout_batch_size: PositiveInt = 64
@@ -180,6 +182,7 @@ class PpoSection(Section):
     num_mini_batches: PositiveInt = 1
     sampling: SamplingSection = SamplingSection()
     rewards: list[ScorerSection] = Field(min_length=1)
+    value: Literal["own", "shared"] = "own"
     value_model: str | None = None
     reference: str = "initial"
     kl_coef: NonNegativeFloat = 0.05
@@ -211,6 +214,14 @@ class PpoSection(Section):
             raise ValueError("sampling.temperature: must be positive; greedy rollouts do not explore")
         if (self.rollout_batch_size * self.sampling.n) % self.num_mini_batches:
             raise ValueError("num_mini_batches: must divide rollout_batch_size * sampling.n")
+        return self
+
+    @model_validator(mode="after")
+    def _a_shared_value_has_no_model(self) -> PpoSection:
+        if self.value == "shared" and self.value_model is not None:
+            raise ValueError(
+                "value_model: does nothing with value: shared, which is a head on the policy; leave one of them out"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ the end of the turn.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rlhf.data.rows import Text, text_of
@@ -29,6 +30,7 @@ class ScorerEngine:
 
     def __init__(self, step: ScoreStep) -> None:
         from rlhf.generation.in_process import default_device
+        from rlhf.generation.reward_scorer import load_reward_model
         from rlhf.generation.scorers import load_scorers
 
         section = ScorerSection(model=step.model, callable=step.callable)
@@ -37,7 +39,7 @@ class ScorerEngine:
         if step.model is not None:
             self._load_template(step.model)
         tokenizer: Any = self._tokenizer  # a callable gets texts, and needs none
-        (self._scorer,) = load_scorers([section], tokenizer, device=default_device())
+        (self._scorer,) = load_scorers([section], tokenizer, partial(load_reward_model, device=default_device()))
 
     def answers(
         self, requests: Iterable[Request], sampling: TextSampling, *, seed: int, choices: list[str] | None = None

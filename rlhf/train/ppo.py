@@ -12,6 +12,7 @@ for each iteration:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,30 +24,17 @@ from rlhf.generation.engine import Completion
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template, same_tokens
 from rlhf.generation.scorers import Scorer, load_scorers, total_scores
 from rlhf.losses import AdaptiveKl, FixedKl, KlController, LossOutput, missing_eos_scores, policy_loss, value_loss
+from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.models.lineage import is_reward_model
 from rlhf.models.policy import Policy, Reference
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import PpoRecipe, PpoSection
-from rlhf.tokens.segments import SegmentBatch
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update
 from rlhf.train.rollout import Experience, estimate, evaluate
 from rlhf.train.setup import Setup
 
 EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
-
-
-class ActorCritic(nn.Module):
-    """Policy and value model as one module, so that one wrapper sees every gradient."""
-
-    def __init__(self, policy: Policy, value_model: ScalarModel) -> None:
-        super().__init__()
-        self.policy = policy
-        self.value_model = value_model
-
-    def forward(self, batch: SegmentBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values of the scored tokens, [N] each."""
-        return self.policy(batch, temperature=temperature), self.value_model(batch, per_token=True)
 
 
 class Ppo:
@@ -59,15 +47,12 @@ class Ppo:
         self.reference = Reference(self.policy, setup.other_policy(recipe.ppo.reference))
         for reward in recipe.ppo.rewards:
             check_template(reward, recipe.data.template)
-        self.value_model = _value_model(recipe.ppo, setup)
-        self.module = ActorCritic(self.policy, self.value_model)
+        self.module = ActorCritic(self.policy, _value_model(recipe.ppo, setup, self.policy))
         self.engine = setup.engine(self.policy)
         self.scorers = load_scorers(
             recipe.ppo.rewards,
             setup.tokenizer,
-            dtype="bfloat16" if recipe.training.bf16 else None,
-            quantization=recipe.quantization,
-            device=self.accelerator.device,
+            partial(setup.reward_model, self.policy),
         )
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         self.prompts: Sequence[Prompt] = setup.train
@@ -94,9 +79,8 @@ class Ppo:
             prompts,
             groups,
             self._final_scores(scores, groups),
-            policy=self.policy,
+            actor_critic=self.module,
             reference=self.reference,
-            value_model=self.value_model,
             temperature=self.section.sampling.temperature,
             batch_size=self.batch_size,
         )
@@ -243,10 +227,12 @@ def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]
     return [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
 
 
-def _value_model(section: PpoSection, setup: Setup) -> ScalarModel:
+def _value_model(section: PpoSection, setup: Setup, policy: Policy) -> ScalarModel | ValueHead:
     """The value model as it starts. Where it starts as a reward model, it speaks of that model's share of the reward."""
+    if section.value == "shared":
+        return ValueHead(policy)
     source = _value_source(section, setup)
-    model = setup.scalar_model(source)
+    model = setup.value_model(policy, source)
     if source is not None and is_reward_model(source):
         reward = next((r for r in section.rewards if r.model == source), None)
         weight = 1.0 if reward is None else reward.weight

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rlhf.generation.engine import Completion
 from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
-from rlhf.models.policy import Policy, Reference
-from rlhf.models.scalar import ScalarModel
+from rlhf.models.actor_critic import ActorCritic
+from rlhf.models.policy import Reference
 from rlhf.recipe.training import PpoSection
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Prompt
@@ -60,27 +60,27 @@ def evaluate(
     groups: Sequence[Sequence[Completion]],
     scores: Tensor,
     *,
-    policy: Policy,
+    actor_critic: ActorCritic,
     reference: Reference,
-    value_model: ScalarModel,
     temperature: float,
     batch_size: int,
 ) -> list[Rollout]:
-    """`batch_size` prompts a microbatch, through all three models. `scores`: one a completion, in order, [M]."""
-    device = policy.transformer.device
+    """`batch_size` prompts a microbatch, through all models. `scores`: one a completion, in order, [M]."""
+    device = actor_critic.policy.transformer.device
     rollouts, first = [], 0
     for i in range(0, len(prompts), batch_size):
         pairs = zip(prompts[i : i + batch_size], groups[i : i + batch_size], strict=True)
         batch = collate([Segment(p.ids, [c.ids for c in group]) for p, group in pairs]).to(device)
         mine = slice(first, first + batch.num_completions)
         first = mine.stop
+        logprobs, values = actor_critic(batch, temperature=temperature)
         rollouts.append(
             Rollout(
                 batch=batch,
                 scores=scores[mine].to(device),
-                old_logprobs=policy(batch, temperature=temperature),
+                old_logprobs=logprobs,
                 ref_logprobs=reference(batch, temperature=temperature),
-                old_values=value_model(batch, per_token=True),
+                old_values=values,
             )
         )
     return rollouts

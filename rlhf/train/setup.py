@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.generation.engine import Engine
 from rlhf.generation.in_process import InProcessEngine
+from rlhf.generation.reward_scorer import check_reward_model, load_reward_model
 from rlhf.models.lineage import adapter_lineage, quantization_beside
-from rlhf.models.load import load_policy, load_scalar_model
+from rlhf.models.load import Source, load_policy, load_role, load_scalar_model, same_base, source_of
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.sections import Precision
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.tokenizer import find_model
 
@@ -43,16 +45,45 @@ class Setup:
         section = self.recipe.model.model_copy(update={"name_or_path": name_or_path})
         return load_policy(section, **self._options | self._quantization_of(name_or_path))
 
-    def scalar_model(self, name_or_path: str | None = None) -> ScalarModel:
-        """A reward or value model that trains, from `model.name_or_path` or from elsewhere."""
+    def scalar_model(self) -> ScalarModel:
+        """The reward model that trains."""
+        return load_scalar_model(self.recipe.model, lora=self.recipe.lora, trains=True, **self._options)
+
+    def value_model(self, policy: Policy, name_or_path: str | None) -> ScalarModel:
+        """A value model that trains, from `model.name_or_path` or from elsewhere; on the policy's base where it can lie there."""
         section, lora = self.recipe.model, self.recipe.lora
-        if name_or_path is not None:
-            section = section.model_copy(update={"name_or_path": name_or_path})
-            if lora is not None and adapter_lineage(Path(find_model(name_or_path))) is not None:
-                # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
-                lora = lora.model_copy(update={"r": None, "lora_alpha": None, "target_modules": None})
-        options = self._options if name_or_path is None else self._options | self._quantization_of(name_or_path)
-        return load_scalar_model(section, lora=lora, trains=True, **options)
+        source = self._on_base_of(policy, name_or_path or section.name_or_path)
+        if lora is not None and source is not None:
+            return load_role(policy, source, "value", lora, trains=True, batching=section.batching)
+        if name_or_path is None:
+            return load_scalar_model(section, lora=lora, trains=True, **self._options)
+        if lora is not None and adapter_lineage(Path(find_model(name_or_path))) is not None:
+            # what `lora:` states is said of `model:`; adapters from elsewhere keep their own rank and layers
+            lora = lora.model_copy(update={"r": None, "lora_alpha": None, "target_modules": None})
+        section = section.model_copy(update={"name_or_path": name_or_path})
+        return load_scalar_model(section, lora=lora, trains=True, **self._options | self._quantization_of(name_or_path))
+
+    def reward_model(self, policy: Policy, name_or_path: str) -> ScalarModel:
+        """A reward model that only scores: an adapter on the policy's base where it can lie there, else a model of its own."""
+        source = self._on_base_of(policy, name_or_path)
+        if source is None or source.parent is None:
+            options = self._options
+            dtype: Precision | None = "bfloat16" if options["bf16"] else None
+            return load_reward_model(
+                name_or_path, device=options["device"], dtype=dtype, quantization=self.recipe.quantization
+            )
+        check_reward_model(name_or_path)
+        assert self.recipe.lora is not None
+        role = f"reward-{sum('reward' in name for name in policy.model.peft_config)}"  # type: ignore[union-attr]
+        return load_role(policy, source, role, self.recipe.lora, trains=False, batching=self.recipe.model.batching)
+
+    def _on_base_of(self, policy: Policy, name_or_path: str) -> Source | None:
+        """Where the model is, if it is adapters on the policy's own base or that base itself; None for others."""
+        if not policy.has_adapters:
+            return None
+        own = source_of(self.recipe.model.name_or_path, self.recipe.quantization)
+        other = source_of(name_or_path, quantization_beside(name_or_path, own.quantization))
+        return other if same_base(own, other) else None
 
     def load_again(
         self, model: Policy | ScalarModel, folder: Path, *, rounded: bool = False

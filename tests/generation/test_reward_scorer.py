@@ -11,7 +11,7 @@ import torch
 
 from rlhf.errors import CheckpointError, RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template
+from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template, load_reward_model
 from rlhf.models.load import load_scalar_model
 from rlhf.models.scores import ScoreScale, measure_scale, read_scale
 from rlhf.recipe.schema import RECIPE
@@ -47,7 +47,7 @@ def trained(model: Path, out: Path, rows: list[dict[str, Any]], kind: str = "pla
 
 
 def scorer_of(folder: str, **options: Any) -> RewardScorer:
-    return RewardScorer(ScorerSection(model=folder, **options), TOKENIZER, device="cpu")
+    return RewardScorer(ScorerSection(model=folder, **options), TOKENIZER, load_reward_model(folder))
 
 
 def raw(folder: str, *segments: Segment) -> list[float]:

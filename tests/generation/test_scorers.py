@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def scores(file: Path, name: str) -> list[float]:
-    (scorer,) = load_scorers([ScorerSection(callable=f"{file}:{name}")], None, device="cpu")  # type: ignore[arg-type]
+    (scorer,) = load_scorers([ScorerSection(callable=f"{file}:{name}")], None)  # type: ignore[arg-type]
     return scorer.score(SAMPLES)
 
 
@@ -74,7 +74,7 @@ def test_the_users_own_line_is_named(file: Path, name: str, line: int) -> None:
 )
 def test_a_function_that_cannot_be_called_is_refused_before_it_is_needed(file: Path, name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        load_scorers([ScorerSection(callable=f"{file}:{name}")], None, device="cpu")  # type: ignore[arg-type]
+        load_scorers([ScorerSection(callable=f"{file}:{name}")], None)  # type: ignore[arg-type]
 
 
 def test_a_score_that_is_no_number_is_refused(file: Path) -> None:

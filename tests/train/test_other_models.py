@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rlhf.generation import scorers
-from rlhf.models.load import load_scalar_model
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import make_accelerator, train
 from rlhf.train.setup import Setup
@@ -35,19 +33,6 @@ def ppo(recipe_of: Recipes, base: str, reward: str, *, bits: bool = True, **sect
     return recipe_of("ppo", base, lora=LORA, quantization=NF4 if bits else None, ppo=section, **sections)
 
 
-@pytest.fixture
-def scored_with(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """The reward models that are loaded as scorers."""
-    seen: list[nn.Module] = []
-
-    def loaded(*arguments: Any, **options: Any) -> Any:
-        seen.append(load_scalar_model(*arguments, **options))
-        return seen[-1]
-
-    monkeypatch.setattr(scorers, "load_scalar_model", loaded)
-    return seen
-
-
 @pytest.mark.parametrize("method", ["dpo", "ppo"])
 @pytest.mark.parametrize("bits", [False, True], ids=["dense", "nf4"])
 def test_a_reference_of_adapters_lies_on_its_own_base(
@@ -66,12 +51,12 @@ def test_a_reference_of_adapters_lies_on_its_own_base(
 
 @pytest.mark.parametrize(("reward_bits", "policy_bits"), [(False, True), (True, False), (True, True)])
 def test_a_reward_model_of_adapters_lies_on_its_own_base(
-    reward_bits: bool, policy_bits: bool, recipe_of: Recipes, model_folder: Folders, scored_with: list[nn.Module]
+    reward_bits: bool, policy_bits: bool, recipe_of: Recipes, model_folder: Folders
 ) -> None:
     """Where it scores, and where the value model starts from it."""
     base = model_folder("llama")
     reward = trained(recipe_of, base, "reward", lora=LORA, quantization=NF4 if reward_bits else None)
     stage = stage_of(ppo(recipe_of, base, reward, bits=policy_bits))
     assert in_4_bits(stage.policy) == policy_bits
-    assert [in_4_bits(model) for model in scored_with] == [reward_bits]
-    assert in_4_bits(stage.value_model) == reward_bits
+    assert [in_4_bits(s.score.model) for s in stage.scorers] == [reward_bits]  # type: ignore[attr-defined]
+    assert in_4_bits(stage.module.value_model) == reward_bits

@@ -56,14 +56,14 @@ def test_the_value_model_starts_from_a_model_that_reads_the_policys_tokens(
 ) -> None:
     recipe = recipe_of("ppo", model_folder("llama"), ppo={"rewards": [{"model": foreign_reward_model}]})
     stage = stage_of(recipe)
-    assert stage.value_model.transformer.config.vocab_size == len(tiny_tokenizer())
+    assert stage.module.value_model.transformer.config.vocab_size == len(tiny_tokenizer())
     assert sum(len(update.microbatches) for update in stage.updates(0)) > 0
     with pytest.raises(RecipeError, match=r"ppo\.value_model: .* has another tokenizer than the policy"):
         stage_of(recipe_of("ppo", model_folder("llama"), ppo={"value_model": foreign_reward_model}))
 
 
 def test_a_completion_without_text_is_scored_too(foreign_reward_model: str) -> None:
-    [scorer] = load_scorers([ScorerSection(model=foreign_reward_model)], tiny_tokenizer(), device="cpu")
+    [scorer] = load_scorers([ScorerSection(model=foreign_reward_model)], tiny_tokenizer())
     empty = Sample("you", [5, 6], Completion([2, 2], "", False))
     [score, other] = scorer.score([empty, Sample("you", [5, 6], Completion([9], " are", False))])
     assert score != other
@@ -73,7 +73,7 @@ def test_a_reward_model_sees_the_text_cut_at_a_stop_string(recipe_of: Recipes, m
     recipe = recipe_of("reward", model_folder("llama"))
     train(recipe)
     tokenizer = tiny_tokenizer()
-    [scorer] = load_scorers([ScorerSection(model=f"{recipe.output_dir}/final")], tokenizer, device="cpu")
+    [scorer] = load_scorers([ScorerSection(model=f"{recipe.output_dir}/final")], tokenizer)
     prompt, cut, whole = (tokenizer(t).input_ids for t in ("The film was", " good", " good\n\nHuman:"))
 
     def score(ids: list[int]) -> float:

@@ -252,7 +252,7 @@ def test_experience_takes_hand_made_samples(ragged: Callable[..., TrainRecipe]) 
     scores = torch.tensor(
         scorer.score([Sample(p.text, p.ids, c) for p, g in zip(prompts, groups, strict=True) for c in g])
     )
-    models = {"policy": stage.policy, "reference": stage.reference, "value_model": stage.value_model}
+    models = {"actor_critic": stage.module, "reference": stage.reference}
     together, apart = (
         estimate(
             evaluate(prompts, groups, scores, temperature=1.0, batch_size=size, **models),

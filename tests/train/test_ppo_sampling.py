@@ -169,9 +169,9 @@ def test_18_eos_is_never_suppressed(ragged: Callable[..., TrainRecipe]) -> None:
     assert stage.measured["score"] == 0.0
     assert torch.cat([r.old_logprobs.flatten() for r in rollouts]).abs().max() < 1e-6
     stage.module.zero_grad()
-    stage.value_model.head.bias.data += 1.0  # an error for the value model to learn from
+    stage.module.value_model.head.bias.data += 1.0  # an error for the value model to learn from
     stage.forward_loss(stage.module, iteration(stage, 1)[0], torch.tensor(8.0)).loss.backward()
-    assert stage.value_model.head.weight.grad.abs().sum() > 0
+    assert stage.module.value_model.head.weight.grad.abs().sum() > 0
 
 
 @BATCHINGS

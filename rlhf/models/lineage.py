@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig
-
 from rlhf.embedded import hub_name, resolve
 from rlhf.errors import CheckpointError, RecipeError
 from rlhf.recipe.sections import Precision, QuantizationSection, TemplateSection
@@ -117,6 +115,8 @@ def trained_dtype(name_or_path: str) -> Precision:
     lineage = adapter_lineage(Path(path))
     if lineage is not None:
         return cast(Precision, lineage.base.dtype)
+    from transformers import AutoConfig  # rlhf check reads lineages, and must not wait for it
+
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError):  # loading the model says what is wrong with it

@@ -5,11 +5,11 @@ A CPU without bfloat16 instructions takes some thirty times as long in bfloat16 
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
-from rlhf.recipe.sections import Precision
+from rlhf.recipe.sections import Precision, PrecisionOrAuto
 from rlhf.recipe.training import TrainRecipe
 
 R = TypeVar("R", bound=TrainRecipe)
@@ -28,7 +28,7 @@ def has_bf16(device: torch.device | str) -> bool:
     return kind == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def settled(dtype: Precision | Literal["auto"], device: torch.device | str) -> Precision:
+def settled(dtype: PrecisionOrAuto, device: torch.device | str) -> Precision:
     """The dtype that is meant."""
     return dtype if dtype != "auto" else "bfloat16" if has_bf16(device) else "float32"
 

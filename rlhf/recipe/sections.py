@@ -16,6 +16,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Precision = Literal["float32", "bfloat16"]
+PrecisionOrAuto = Literal["auto", "float32", "bfloat16"]
 
 Format = Literal[
     "kochatgpt_sft",
@@ -55,7 +56,7 @@ class StoredModelSection(Section):
     """
 
     name_or_path: str
-    dtype: Precision | Literal["auto"] | None = None
+    dtype: PrecisionOrAuto | None = None
     batching: Literal["auto", "segments", "padded"] = "auto"
 
 
@@ -65,7 +66,7 @@ class ModelSection(StoredModelSection):
     `dtype: auto` is bfloat16 where the processor has instructions for it, else float32.
     """
 
-    dtype: Precision | Literal["auto"] = "float32"
+    dtype: PrecisionOrAuto = "float32"
 
 
 class QuantizationSection(Section):
@@ -237,9 +238,9 @@ class ScorerSection(Section):
             raise ValueError("give exactly one of model (a reward model's folder) and callable (module:function)")
         if self.callable is not None and self.callable.count(":") != 1:
             raise ValueError("callable: must read module:function")
-        for key in ("normalize", "other_template"):
-            if self.callable is not None and key in self.model_fields_set:
-                raise ValueError(f"{key}: is about a reward model, and does nothing with a callable; leave it out")
+        if self.callable is not None and (self.other_template or not self.normalize):
+            key = "other_template" if self.other_template else "normalize"
+            raise ValueError(f"{key}: is about a reward model, and does nothing with a callable; leave it out")
         return self
 
     @property

@@ -170,7 +170,7 @@ def test_only_a_recipe_that_runs_before_makes_what_is_missing() -> None:
 def test_a_wrong_key_does_not_hide_what_is_missing_beside_it() -> None:
     text = SFT.replace("name_or_path: base", "name_or_path: ./nowhere, dtype: bf16")
     assert rlhf("check", recipe(text)).stderr.splitlines() == [
-        "r.yaml:3: model.dtype: expected one of float32, bfloat16; got the string 'bf16'; did you mean 'bfloat16'?",
+        "r.yaml:3: model.dtype: expected one of auto, float32, bfloat16; got the string 'bf16'; did you mean 'bfloat16'?",
         "r.yaml:3: model.name_or_path: no such folder: ./nowhere",
     ]
 

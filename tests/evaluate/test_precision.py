@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf.evaluate import preferences, sampling
 from rlhf.evaluate.run import evaluate
+from rlhf.generation import reward_scorer
 from rlhf.generation import run as generation
-from rlhf.generation import scorers
 from rlhf.generation.run import generate
 from rlhf.models.batching import SegmentModule
 from rlhf.recipe.schema import RECIPE, EvalRecipe, GenerateRecipe
@@ -44,7 +44,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
         (sampling, "load_policy"),
         (generation, "load_policy"),
         (preferences, "load_scalar_model"),
-        (scorers, "load_scalar_model"),
+        (reward_scorer, "load_scalar_model"),
     ):
         monkeypatch.setattr(module, name, watched(getattr(module, name)))
     return seen
@@ -123,4 +123,4 @@ def test_generate_loads_its_model_as_it_is_stored(
     )
     assert isinstance(recipe, GenerateRecipe)
     generate(recipe)
-    assert by_name(loads, folders) == {"H": {(torch.bfloat16, bits)}, "R": {(torch.bfloat16, False)}}
+    assert by_name(loads, folders) == {"H": {(torch.bfloat16, bits)}, "R": {(torch.bfloat16, bits)}}

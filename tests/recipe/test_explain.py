@@ -47,7 +47,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:1: output_dir: required key is missing",
         "r.yaml:2: learning_rate: unknown key; learning_rate belongs under training:",
         "r.yaml:3: model.name_or_path: required key is missing",
-        "r.yaml:3: model.dtype: expected one of float32, bfloat16; got the string 'bf16'; did you mean 'bfloat16'?",
+        "r.yaml:3: model.dtype: expected one of auto, float32, bfloat16; got the string 'bf16'; did you mean 'bfloat16'?",
         "r.yaml:3: model.name: unknown key; did you mean 'name_or_path'?",
         "r.yaml:6: data.eval.fromat: unknown key; did you mean 'format'?",
         "r.yaml:7: data.max_length: expected a whole number, got the string '10'; write it without quotes",

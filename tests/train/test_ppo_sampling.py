@@ -46,7 +46,7 @@ def test_01_pad_is_not_eos_and_padding_is_masked_by_place(batching: str, ragged:
         for b, size in ((batching, 8), (batching, 1), ("segments", 8))
     )
     assert load_tokenizer(wide.policy.transformer.name_or_path).pad_token_id == EOS == wide.policy.pad_token_id
-    assert wide.policy.segments == wide.value_model.segments == (batching == "segments")
+    assert wide.policy.segments == wide.module.value_model.segments == (batching == "segments")
     rollouts = iteration(wide)
     both_kinds(rollouts, wide)
     assert_same_experience(rollouts, iteration(narrow))
@@ -54,7 +54,7 @@ def test_01_pad_is_not_eos_and_padding_is_masked_by_place(batching: str, ragged:
     [rollout] = rollouts
     batch = rollout.batch
     logprobs = wide.policy(batch, temperature=1.0).detach().requires_grad_()
-    values = wide.value_model(batch, per_token=True).detach().requires_grad_()
+    values = wide.module.value_model(batch, per_token=True).detach().requires_grad_()
     count = torch.tensor(float(batch.num_targets))
     wide.forward_loss(lambda *_, **__: (logprobs, values), rollout, count).loss.backward()
     ends = batch.targets == EOS
@@ -162,7 +162,9 @@ def test_16_every_rank_and_iteration_draws_with_a_seed_of_its_own(ragged: Callab
 
 def test_18_eos_is_never_suppressed(ragged: Callable[..., TrainRecipe]) -> None:
     """A policy that wants to stop at once does, and that one action is trained."""
-    stage = stage_of(ragged(logit=40.0, ppo={"sampling": {"max_new_tokens": 6}, "missing_eos": {"value": -9.0}}))
+    stage = stage_of(
+        ragged(logit=40.0, ppo={"sampling": {"max_new_tokens": 6}, "missing_eos": {"mode": "replace", "value": -9.0}})
+    )
     rollouts = iteration(stage)
     assert all(c.ids == [EOS] and c.ended and c.text == "" for group in stage.engine.groups[0] for c in group)
     assert stage.measured["eos_rate"] == stage.measured["length"] == 1.0

@@ -34,7 +34,7 @@ def kind(t: Any) -> str:
         t = get_args(t)[0]
     origin, parts = get_origin(t), get_args(t)
     if origin is typing.Literal:
-        return " \\| ".join(map(str, parts))
+        return " \\| ".join(str(part).lower() if isinstance(part, bool) else str(part) for part in parts)
     if origin in (typing.Union, types.UnionType):
         names = " or ".join(kind(part) for part in parts if part is not type(None))
         return names + (" or null" if type(None) in parts else "")

@@ -151,9 +151,11 @@ def _message(detail: Any, path: KeyPath, schema: type[BaseModel]) -> str:
 
 
 def _not_a_choice(expected: str, value: Any) -> str:
-    choices = re.findall(r"'([^']*)'", expected)
+    choices = [word.lower() or text for text, word in re.findall(r"'([^']*)'|(True|False)", expected)]
     near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     hint = f"; did you mean '{near[0]}'?" if near else ""
+    if "true" in choices and str(value).lower() in ("yes", "on", "no", "off"):
+        hint = f"; write {'true' if str(value).lower() in ('yes', 'on') else 'false'}"
     wanted = f"one of {', '.join(choices)}" if len(choices) > 1 else f"'{choices[0]}', the only choice"
     return f"expected {wanted}; got {shown(value)}{hint}"
 

@@ -176,7 +176,7 @@ class TrainingSection(Section):
     adam_epsilon: PositiveFloat = 1e-8
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     max_grad_norm: PositiveFloat | None = 1.0
-    bf16: bool | Literal["auto"] = False
+    bf16: Literal[True, False, "auto"] = False
     gradient_checkpointing: bool = False
     eval_steps: PositiveInt | None = None
 

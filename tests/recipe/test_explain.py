@@ -60,9 +60,9 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:12: training.lr_scheduler_type: expected one of constant, linear, cosine; got the string 'cosin'; "
         "did you mean 'cosine'?",
         "r.yaml:12: training.weight_decay: must be a finite number, got nan",
+        "r.yaml:12: training.bf16: expected one of true, false, auto; got the string 'yes'; write true",
         "r.yaml:12: training.lr: unknown key; did you mean 'learning_rate'?",
         "r.yaml:12: training.max_steps: expected a whole number, got the string 'abc'",
-        "r.yaml:12: training.bf16: expected one of true, false, auto; got the string 'yes'; write true",
         "r.yaml:13: sft: unknown key; sft is for recipes with method: sft",
         "r.yaml:14: ppo_epochs: unknown key; the keys here are output_dir, seed, method, model, quantization, lora, data, "
         "training, checkpoint, logging, dpo",

@@ -171,7 +171,7 @@ def test_the_design_page_shows_the_layers_that_are_checked() -> None:
 
 
 def test_ppos_six_steps_stand_in_the_code_in_order() -> None:
-    updates = (ROOT / "rlhf/train/ppo.py").read_text().split("def updates")[1].split("\n    def ")[0]
+    updates = (ROOT / "rlhf/train/online.py").read_text().split("def updates")[1].split("\n    def ")[0]
     steps = re.findall(r"^### (\d \w+)$", (ROOT / "docs/ppo.md").read_text(), re.M)
     assert [step.lower() for step in steps] == re.findall(r"^ *# (\d \w+)$", updates, re.M)
 

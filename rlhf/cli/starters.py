@@ -26,6 +26,25 @@ ERROR = "error  # a longer row stops the run; or drop, or truncate"
 PAIRS = "prompt, chosen, rejected"
 PREFERENCES = "preferences.jsonl"  # a file that the user has to name
 FILMS = "embedded:film-reviews"
+
+
+def _online(method: str, n: int = 1) -> str:
+    """The starter of a method that samples `n` completions of each prompt."""
+    sampling = "max_new_tokens: 64" + (f", n: {n}" if n > 1 else "")
+    overflow = "drop  # a prompt with no room for an answer; or error"
+    return (
+        MODEL
+        + LORA
+        + ROWS.format(path=FILMS, rows="prompt", overflow=overflow, rate="1.0e-5")
+        + f"""{method}:
+  rollout_batch_size: 64  # prompts of one iteration
+  sampling: {{{sampling}}}
+  rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; or {{model: outputs/reward}}
+  kl_coef: 0.05  # a larger one stays nearer to the model it starts from
+"""
+    )
+
+
 BODIES = {
     "sft": MODEL + LORA + ROWS.format(path=FILMS, rows="prompt, completion", overflow=ERROR, rate="2.0e-4"),
     "reward": MODEL + LORA + ROWS.format(path=PREFERENCES, rows=PAIRS, overflow=ERROR, rate="1.0e-4"),
@@ -33,17 +52,10 @@ BODIES = {
     + LORA
     + ROWS.format(path=PREFERENCES, rows=PAIRS, overflow=ERROR, rate="5.0e-5")
     + "dpo: {beta: 0.1, loss_type: sigmoid}  # a larger beta stays nearer to the model it starts from\n",
-    "ppo": MODEL
-    + LORA
-    + ROWS.format(
-        path=FILMS, rows="prompt", overflow="drop  # a prompt with no room for an answer; or error", rate="1.0e-5"
-    )
-    + """ppo:
-  rollout_batch_size: 64  # prompts of one iteration
-  sampling: {max_new_tokens: 64}
-  rewards: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; or {model: outputs/reward}
-  kl_coef: 0.05  # a larger one stays nearer to the model it starts from
-""",
+    "ppo": _online("ppo"),
+    "rloo": _online("rloo", 4),
+    "grpo": _online("grpo", 8),
+    "reinforce_pp": _online("reinforce_pp"),
     "data": """sources: [{path: rankings.jsonl}]  # all formats: rlhf docs formats
 steps:  # in this order
   - pairs: {strategy: all}

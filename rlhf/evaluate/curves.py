@@ -11,6 +11,7 @@ from markupsafe import Markup
 from rlhf.evaluate import plots
 from rlhf.evaluate.plots import BAD, GOOD, INK, NEUTRAL
 from rlhf.evaluate.runs import Run
+from rlhf.recipe.schema import METHODS, samples
 
 OWN = "own"  # the run's own colour
 
@@ -41,6 +42,15 @@ def _two_sides(title: str, y: str, prefix: str, *, zero: bool = True) -> Panel:
 
 
 _OPTIMISER = (_line("Gradient norm", "norm before clipping", "grad_norm"),)
+_SAMPLES = (
+    _train_and_held_out("Score of the rollouts", "reward", "score"),
+    _line("KL to the reference", "nats per completion", "kl", zero=True),
+    _train_and_held_out("Length", "tokens per completion", "length"),
+    _line("Completions that end by themselves", "EOS rate", "eos_rate", share=True),
+    _line("Entropy", "nats per token", "entropy"),
+    _line("Clipped policy updates", "share of tokens", "policy/clip_fraction", share=True),
+)
+_COEFFICIENT = _line("KL coefficient", "β", "kl_coef")
 PANELS: dict[str, tuple[Panel, ...]] = {
     "sft": (_train_and_held_out("Loss", "nats per token", "loss"), *_OPTIMISER),
     "reward": (
@@ -59,16 +69,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         *_OPTIMISER,
     ),
     "ppo": (
-        _train_and_held_out("Score of the rollouts", "reward", "score"),
-        _line("KL to the reference", "nats per completion", "kl", zero=True),
-        _train_and_held_out("Length", "tokens per completion", "length"),
-        _line("Completions that end by themselves", "EOS rate", "eos_rate", share=True),
-        _line("Entropy", "nats per token", "entropy"),
-        _line("Clipped policy updates", "share of tokens", "policy/clip_fraction", share=True),
+        *_SAMPLES,
         _line("Value model", "explained variance", "value/explained_variance", zero=True),
-        _line("KL coefficient", "β", "kl_coef"),
+        _COEFFICIENT,
         *_OPTIMISER,
     ),
+    **dict.fromkeys(("rloo", "grpo", "reinforce_pp"), (*_SAMPLES, _COEFFICIENT, *_OPTIMISER)),
 }
 
 
@@ -85,7 +91,7 @@ def figures(run: Run, colour: str) -> tuple[list[tuple[str, Markup]], list[str]]
         if not curves:
             missing.append(panel.title)
             continue
-        x = "iteration" if run.method == "ppo" else "optimizer step"
+        x = "iteration" if _samples(run) else "optimizer step"
         figure = plots.lines(curves, x=x, y=panel.y, share=panel.share, zero=panel.zero, marks=frozenset(marks))
         drawn.append((panel.title, figure))
     return drawn, missing
@@ -96,7 +102,7 @@ def frontiers(
 ) -> list[tuple[str, Markup]]:
     """Reward against KL: one figure for each scorer, with one point for each model.
 
-    A PPO run that trained on this scorer (`score/NAME` in its metrics) shows its iterations in the same figure. Another PPO run
+    A run that trained on this scorer by its own samples (`score/NAME` in its metrics) shows its iterations in the same figure. Another such run
     has its reward on another scale, so it gets a figure of its own.
     """
     placed = [model for model in models if model["kl"] is not None]
@@ -104,16 +110,21 @@ def frontiers(
     for name in scorers if len(placed) > 1 else ():
         trails = []
         for run in runs:
-            if run.method == "ppo" and (trail := _trail(run, f"score/{name}")) is not None:
+            if _samples(run) and (trail := _trail(run, f"score/{name}")) is not None:
                 trails.append((f"iterations of {run.title}", *trail, tint.get(run.owner, NEUTRAL)))
                 used.add(run.folder)
         points = [(m["name"], m["kl"], m["scores"][name]["mean"], tint[m["name"]]) for m in placed]
         found.append((f"{name} against KL", plots.frontier(points, trails, f"mean {name}")))
     for run in runs:
-        if run.method == "ppo" and run.folder not in used and (trail := _trail(run, "score")) is not None:
+        if _samples(run) and run.folder not in used and (trail := _trail(run, "score")) is not None:
             trails = [("iterations", *trail, tint.get(run.owner, NEUTRAL))]
             found.append((f"{run.title}: training reward against KL", plots.frontier([], trails, "mean reward")))
     return found
+
+
+def _samples(run: Run) -> bool:
+    """Whether the run trained on its own samples."""
+    return run.method in METHODS and samples(run.method)
 
 
 def _trail(run: Run, metric: str) -> tuple[list[float], list[float]] | None:

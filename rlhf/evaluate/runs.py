@@ -10,10 +10,8 @@ from typing import Any
 
 import yaml
 
-from rlhf.recipe.schema import EvalRecipe
+from rlhf.recipe.schema import METHODS, EvalRecipe, trains
 from rlhf.runs.status import read_status
-
-TRAINED = ("sft", "reward", "dpo", "ppo")  # the methods that write metrics
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def read_run(folder: str, model: str | None = None) -> Run:
     metrics, broken = _metrics(path / "metrics.jsonl")
     if broken:
         missing.append(f"{folder}: {broken} of the lines of metrics.jsonl cannot be read; they are left out.")
-    if not metrics and (method is None or method in TRAINED):
+    if not metrics and (method not in METHODS or trains(method)):
         missing.append(f"{folder}: no metrics.jsonl, so there are no curves.")
     return Run(folder, model, method, recipe, status, metrics, tuple(missing))
 

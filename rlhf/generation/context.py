@@ -12,8 +12,8 @@ from pathlib import Path
 from rlhf import embedded
 from rlhf.errors import RecipeError
 from rlhf.models.lineage import adapter_lineage
+from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.schema import AnyRecipe, EvalRecipe, GenerateRecipe
-from rlhf.recipe.training import PpoRecipe
 from rlhf.recipe.yaml_lines import KeyPath
 from rlhf.runs import cache
 
@@ -60,9 +60,9 @@ def check_context(longest: int, new_tokens: int, context: int | None, model: str
 
 def problems_of(recipe: AnyRecipe) -> Iterator[tuple[KeyPath, str]]:
     """Each key whose `max_new_tokens` leaves no room for a prompt, and why."""
-    if isinstance(recipe, PpoRecipe):
-        key: KeyPath = ("ppo", "sampling", "max_new_tokens")
-        new_tokens, models = recipe.ppo.sampling.max_new_tokens, [recipe.model.name_or_path]
+    if isinstance(recipe, OnlineRecipe):
+        key: KeyPath = (recipe.method, "sampling", "max_new_tokens")
+        new_tokens, models = recipe.online.sampling.max_new_tokens, [recipe.model.name_or_path]
         if new_tokens >= recipe.data.max_length:
             yield key, f"{new_tokens} leaves no room for a prompt in data.max_length: {recipe.data.max_length}"
     elif isinstance(recipe, GenerateRecipe | EvalRecipe):

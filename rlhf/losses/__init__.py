@@ -6,8 +6,9 @@ world size.
 """
 
 from rlhf.losses.advantages import gae, token_rewards
+from rlhf.losses.baselines import group_relative, leave_one_out, rewards_to_go
 from rlhf.losses.dpo import dpo_loss
-from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate
+from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate, kl_loss
 from rlhf.losses.output import LossOutput
 from rlhf.losses.ppo import missing_eos_scores, policy_loss, value_loss
 from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss
@@ -22,12 +23,16 @@ __all__ = [
     "RankedPairs",
     "dpo_loss",
     "gae",
+    "group_relative",
     "kl_estimate",
+    "kl_loss",
+    "leave_one_out",
     "missing_eos_scores",
     "moments",
     "policy_loss",
     "ranked_pairs",
     "reward_loss",
+    "rewards_to_go",
     "sft_loss",
     "token_rewards",
     "value_loss",

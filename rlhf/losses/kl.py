@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rlhf.losses.output import LossOutput, share_of_mean
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k1: log pi(y_t) - log pi_ref(y_t), the unbiased single-sample estimate of KL(pi || pi_ref) per token, any shape.
+Estimator = Literal["k1", "k2", "k3"]
 
-    It may be negative at a token; its mean over the policy's own samples is the KL (http://joschu.net/blog/kl-approx.html).
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator = "k1") -> Tensor:
+    """An estimate of KL(pi || pi_ref) per token, any shape, with d = log pi(y_t) - log pi_ref(y_t).
+
+    k1 = d: unbiased, negative at some tokens. k2 = d^2 / 2: biased, its gradient is that of the KL. k3 = exp(-d) - 1 + d: unbiased,
+    never negative. Over the policy's own samples (Schulman 2020, http://joschu.net/blog/kl-approx.html).
     """
-    return logprobs - ref_logprobs
+    difference = logprobs - ref_logprobs
+    match estimator:
+        case "k1":
+            return difference
+        case "k2":
+            return 0.5 * difference**2
+        case "k3":
+            return (-difference).exp() - 1 + difference
+
+
+def kl_loss(*, logprobs: Tensor, ref_logprobs: Tensor, estimator: Estimator, num_tokens: int | Tensor) -> LossOutput:
+    """L = 1/N sum_t KL_t, by the estimator k2 or k3. logprobs, ref_logprobs: [N]."""
+    loss = share_of_mean(kl_estimate(logprobs, ref_logprobs, estimator), num_tokens)
+    return LossOutput(loss, {"kl/loss": loss.detach()})
 
 
 class KlController(Protocol):

@@ -16,16 +16,19 @@ def policy_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     cliprange: float,
+    cliprange_high: float | None = None,
     num_tokens: int | Tensor,
 ) -> LossOutput:
-    """L = 1/N sum_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c)), rho = exp(logprobs - old_logprobs)  (eq. 7).
+    """L = 1/N sum_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c_high)), rho = exp(logprobs - old_logprobs)  (eq. 7).
 
-    All tensors [N]. num_tokens: completion tokens in the whole optimizer step.
+    All tensors [N]. c_high = c if it is None; a larger one lets rare tokens become likely (DAPO, Yu et al. 2025,
+    https://arxiv.org/abs/2503.14476, section 3.1). num_tokens: completion tokens in the whole optimizer step, so that a long
+    completion's tokens weigh as much as a short one's.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + (cliprange if cliprange_high is None else cliprange_high))
 
     loss = share_of_mean(torch.maximum(unclipped, clipped), num_tokens)
     return LossOutput(

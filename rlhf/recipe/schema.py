@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from rlhf.recipe.online import GrpoRecipe, OnlineRecipe, PpoRecipe, ReinforcePpRecipe, RlooRecipe
 from rlhf.recipe.sections import (
     Precision,
     QuantizationSection,
@@ -23,7 +24,7 @@ from rlhf.recipe.sections import (
 )
 from rlhf.recipe.steps import DataStep
 from rlhf.recipe.synthesis import EngineSection
-from rlhf.recipe.training import DpoRecipe, PpoRecipe, RewardRecipe, SftRecipe, TrainRecipe
+from rlhf.recipe.training import DpoRecipe, RewardRecipe, SftRecipe, TrainRecipe
 
 
 class DataRecipe(Recipe):
@@ -148,13 +149,32 @@ class EvalRecipe(Recipe):
 
 
 AnyRecipe = Annotated[
-    SftRecipe | RewardRecipe | PpoRecipe | DpoRecipe | DataRecipe | GenerateRecipe | EvalRecipe,
+    SftRecipe
+    | RewardRecipe
+    | PpoRecipe
+    | RlooRecipe
+    | GrpoRecipe
+    | ReinforcePpRecipe
+    | DpoRecipe
+    | DataRecipe
+    | GenerateRecipe
+    | EvalRecipe,
     Field(discriminator="method"),
 ]
 RECIPE: TypeAdapter[AnyRecipe] = TypeAdapter(AnyRecipe)
 METHODS: dict[str, type[Recipe]] = {
     get_args(recipe.model_fields["method"].annotation)[0]: recipe for recipe in get_args(get_args(AnyRecipe)[0])
 }
+
+
+def trains(method: str) -> bool:
+    """Whether a method trains a model."""
+    return issubclass(METHODS[method], TrainRecipe)
+
+
+def samples(method: str) -> bool:
+    """Whether a method trains on completions that it samples itself."""
+    return issubclass(METHODS[method], OnlineRecipe)
 
 
 def row_kinds(method: str) -> frozenset[str]:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rlhf.recipe.sections import (
     CheckpointSection,
     DataSection,
-    Fraction,
     LoggingSection,
     LoraSection,
     ModelSection,
     NonNegativeFloat,
     PositiveFloat,
-    PositiveInt,
     QuantizationSection,
     Recipe,
-    SamplingSection,
-    ScorerSection,
     Section,
     TrainingSection,
 )
@@ -139,142 +135,3 @@ class DpoRecipe(TrainRecipe):
 
     def other_models(self) -> dict[str, str]:
         return {} if self.dpo.reference == "initial" else {"dpo.reference": self.dpo.reference}
-
-
-class AdaptiveKlSection(Section):
-    """Ziegler et al. 2019: the coefficient follows the measured KL towards `target` over `horizon` episodes.
-
-    Left out, the horizon is a twentieth of the run's episodes: the coefficient can then change by a factor of 50 or so.
-    """
-
-    target: PositiveFloat = 6.0
-    horizon: PositiveInt | None = None
-
-
-class MissingEosSection(Section):
-    """What a completion without a stop token scores: its score less `value` (`penalty`, which is not negative), or a fixed
-    `value` instead (`replace`).
-    """
-
-    mode: Literal["replace", "penalty"] = "penalty"
-    value: float = 1.0
-
-    @model_validator(mode="after")
-    def _a_penalty_is_subtracted(self) -> MissingEosSection:
-        if self.mode == "penalty" and self.value < 0:
-            raise ValueError(
-                f"value: a penalty is subtracted from the score, so {self.value:g} would reward a completion that does not end; "
-                f"write {-self.value:g}"
-            )
-        return self
-
-
-class PpoSection(Section):
-    """PPO for language models. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each.
-
-    `value: own` is a value model that starts as `value_model`, else as the first reward model that reads the policy's tokens;
-    with `lora` it is an adapter on the policy's base, as reward models are whose adapters lie on that base. `value: shared` is a
-    head on the policy's own hidden states. Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
-    """
-
-    rollout_batch_size: PositiveInt = 64
-    num_ppo_epochs: PositiveInt = 4
-    num_mini_batches: PositiveInt = 1
-    sampling: SamplingSection = SamplingSection()
-    rewards: list[ScorerSection] = Field(min_length=1)
-    value: Literal["own", "shared"] = "own"
-    value_model: str | None = None
-    reference: str = "initial"
-    kl_coef: NonNegativeFloat = 0.05
-    adaptive_kl: AdaptiveKlSection | None = None
-    gamma: Fraction = 1.0
-    lam: Fraction = 0.95
-    cliprange: PositiveFloat = 0.2
-    cliprange_value: PositiveFloat = 0.2
-    vf_coef: NonNegativeFloat = 0.1
-    whiten_advantages: bool = True
-    whiten_rewards: bool = False
-    center_rewards: bool = True
-    missing_eos: MissingEosSection | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_penalty_beside_a_reward_model(cls, section: Any) -> Any:
-        rewards = section.get("rewards") if isinstance(section, dict) else None
-        given = [reward for reward in rewards if isinstance(reward, dict)] if isinstance(rewards, list) else []
-        if "missing_eos" not in section and any(reward.get("model") for reward in given):
-            return section | {"missing_eos": {}}
-        return section
-
-    @model_validator(mode="after")
-    def _rollouts_are_the_policys_own(self) -> PpoSection:
-        if self.sampling.top_k != 0 or self.sampling.top_p != 1.0:
-            raise ValueError("sampling: must keep top_k: 0 and top_p: 1.0; truncation biases the probability ratios")
-        if self.sampling.temperature == 0:
-            raise ValueError("sampling.temperature: must be positive; greedy rollouts do not explore")
-        if (self.rollout_batch_size * self.sampling.n) % self.num_mini_batches:
-            raise ValueError("num_mini_batches: must divide rollout_batch_size * sampling.n")
-        return self
-
-    @model_validator(mode="after")
-    def _a_shared_value_has_no_model(self) -> PpoSection:
-        if self.value == "shared" and self.value_model is not None:
-            raise ValueError(
-                "value_model: does nothing with value: shared, which is a head on the policy; leave one of them out"
-            )
-        return self
-
-
-class PpoRecipe(TrainRecipe):
-    stage = "rlhf.train.ppo:Ppo"
-    row_kinds = frozenset({"prompt"})
-
-    method: Literal["ppo"]
-    ppo: PpoSection
-
-    @property
-    def longest_prompt(self) -> int:
-        return self.data.max_length - self.ppo.sampling.max_new_tokens
-
-    def other_models(self) -> dict[str, str]:
-        named = {"ppo.reference": self.ppo.reference, "ppo.value_model": self.ppo.value_model}
-        named |= {f"ppo.rewards.{i}.model": reward.model for i, reward in enumerate(self.ppo.rewards)}
-        return {key: name for key, name in named.items() if name not in (None, "initial")}
-
-    def callables(self) -> dict[str, str]:
-        named = {f"ppo.rewards.{i}.callable": reward.callable for i, reward in enumerate(self.ppo.rewards)}
-        return {key: name for key, name in named.items() if name is not None}
-
-    @property
-    def prompts_per_microbatch(self) -> int:
-        """Prompts, with all of their samples, of one forward pass."""
-        return max(1, self.training.per_device_train_batch_size // self.ppo.sampling.n)
-
-    def problem_with(self, processes: int) -> tuple[str, str] | None:
-        prompts, minibatches = self.ppo.rollout_batch_size, self.ppo.num_mini_batches
-        if prompts % processes:
-            return "ppo.rollout_batch_size", f"{prompts} prompts cannot be shared evenly by {processes} processes"
-        microbatches = -(-prompts // processes // self.prompts_per_microbatch)
-        if microbatches < minibatches:
-            each = f" on each of {processes} processes" if processes > 1 else ""
-            reason = f"{minibatches} minibatches of only {microbatches} microbatches{each}"
-            return "ppo.num_mini_batches", f"{reason}; lower training.per_device_train_batch_size"
-        return None
-
-    @model_validator(mode="after")
-    def _no_setting_that_does_nothing(self) -> PpoRecipe:
-        if self.training.gradient_accumulation_steps != 1 or self.training.max_tokens_per_batch is not None:
-            raise ValueError(
-                "training.gradient_accumulation_steps and training.max_tokens_per_batch do nothing in PPO: a minibatch is "
-                "ppo.rollout_batch_size x ppo.sampling.n / ppo.num_mini_batches samples, run "
-                "training.per_device_train_batch_size at a time"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _no_noise_in_the_ratios(self) -> PpoRecipe:
-        if self.lora is not None and self.lora.lora_dropout:
-            raise ValueError("lora.lora_dropout must be 0 in PPO: dropout is noise in the probability ratios")
-        if self.ppo.sampling.max_new_tokens >= self.data.max_length:
-            raise ValueError("data.max_length holds prompt and completion: it must exceed ppo.sampling.max_new_tokens")
-        return self

@@ -1,4 +1,4 @@
-"""One PPO iteration's samples, from the moment they are drawn until each of their tokens has an advantage.
+"""One iteration's samples, from the moment they are drawn until each of their tokens has an advantage.
 
 Everything that the update needs is computed by the update's own forward passes over the update's own microbatches. Before
 the first optimizer step every probability ratio is therefore exactly one. (Log-probabilities kept from sampling would
@@ -11,16 +11,15 @@ which token belongs to which). Padding exists inside `gae` alone, which walks ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlhf.generation.engine import Completion
-from rlhf.losses import gae, kl_estimate, moments, token_rewards, whiten
+from rlhf.losses import kl_estimate, moments, whiten
 from rlhf.models.actor_critic import ActorCritic
-from rlhf.models.policy import Reference
-from rlhf.recipe.training import PpoSection
+from rlhf.models.policy import Policy, Reference
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Prompt
 
@@ -38,7 +37,7 @@ class Rollout:
     scores: Tensor  # [M]: after centring and the missing-EOS rule; what lands at the last token
     old_logprobs: Tensor  # [N]: of the policy that sampled
     ref_logprobs: Tensor  # [N]: of the reference
-    old_values: Tensor  # [N]: the value model before each token
+    old_values: Tensor  # [N]: the value model before each token; 0 for a method without one
 
     @property
     def kl(self) -> Tensor:
@@ -60,20 +59,27 @@ def evaluate(
     groups: Sequence[Sequence[Completion]],
     scores: Tensor,
     *,
-    actor_critic: ActorCritic,
+    policy: Policy,
+    critic: ActorCritic | None,
     reference: Reference,
     temperature: float,
     batch_size: int,
 ) -> list[Rollout]:
-    """`batch_size` prompts a microbatch, through all models. `scores`: one a completion, in order, [M]."""
-    device = actor_critic.policy.transformer.device
+    """`batch_size` prompts a microbatch, through all models. `scores`: one a completion, in order, [M]. `critic`: policy and value
+    model together, for a method that has one.
+    """
+    device = policy.transformer.device
     rollouts, first = [], 0
     for i in range(0, len(prompts), batch_size):
         pairs = zip(prompts[i : i + batch_size], groups[i : i + batch_size], strict=True)
         batch = collate([Segment(p.ids, [c.ids for c in group]) for p, group in pairs]).to(device)
         mine = slice(first, first + batch.num_completions)
         first = mine.stop
-        logprobs, values = actor_critic(batch, temperature=temperature)
+        if critic is not None:
+            logprobs, values = critic(batch, temperature=temperature)
+        else:
+            logprobs = policy(batch, temperature=temperature)
+            values = torch.zeros_like(logprobs)
         rollouts.append(
             Rollout(
                 batch=batch,
@@ -84,24 +90,6 @@ def evaluate(
             )
         )
     return rollouts
-
-
-def estimate(rollouts: Sequence[Rollout], section: PpoSection, *, kl_coef: float, reduce: Reduce) -> list[Experience]:
-    """KL-penalised rewards, GAE over each completion, and whitening over all rollouts of all ranks."""
-    rewards = [token_rewards(r.scores, r.kl, r.batch.lengths, kl_coef=kl_coef) for r in rollouts]
-    if section.whiten_rewards:
-        rewards = whiten_all(rewards, reduce, shift_mean=False)
-    experiences = []
-    for rollout, own in zip(rollouts, rewards, strict=True):
-        batch = rollout.batch
-        advantages, returns = gae(
-            batch.to_rows(own), batch.to_rows(rollout.old_values), batch.mask, gamma=section.gamma, lam=section.lam
-        )
-        experiences.append(Experience(**vars(rollout), advantages=advantages[batch.mask], returns=returns[batch.mask]))
-    if not section.whiten_advantages:
-        return experiences
-    whitened = whiten_all([e.advantages for e in experiences], reduce)
-    return [replace(e, advantages=own) for e, own in zip(experiences, whitened, strict=True)]
 
 
 def whiten_all(values: Sequence[Tensor], reduce: Reduce, *, shift_mean: bool = True) -> list[Tensor]:

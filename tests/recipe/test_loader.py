@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from rlhf.errors import RecipeError
 from rlhf.recipe import dump, load
 from rlhf.recipe.loader import digest
+from rlhf.recipe.online import PpoRecipe
 from rlhf.recipe.schema import DataRecipe
 from rlhf.recipe.sections import DataSection, LoraSection, ModelSection, SourceSection, TemplateSection, TrainingSection
-from rlhf.recipe.training import DpoRecipe, PpoRecipe
+from rlhf.recipe.training import DpoRecipe
 from rlhf.recipe.yaml_lines import parse
 from tests.recipe.support import DPO, workplace, write
 

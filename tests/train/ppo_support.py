@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rlhf.generation.engine import Completion
-from rlhf.recipe.training import PpoRecipe, TrainRecipe
+from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.training import TrainRecipe
+from rlhf.runs.start import imported
 from rlhf.tokens.recipe_rows import training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.ppo import Ppo
@@ -42,13 +44,15 @@ class Recorder:
         return self.groups[-1]
 
 
-def stage_of(recipe: TrainRecipe) -> Ppo:
+def stage_of(recipe: TrainRecipe) -> Any:
     """The stage as `train` builds it, its engine under a recorder."""
-    assert isinstance(recipe, PpoRecipe)
+    assert isinstance(recipe, OnlineRecipe)
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
-    stage = Ppo(recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.items, held_out.items))
+    stage = imported(recipe.stage)(
+        recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.items, held_out.items)
+    )
     stage.engine = Recorder(stage.engine)
     stage.module.train()
     return stage
@@ -58,7 +62,7 @@ def iteration(stage: Ppo, step: int = 0) -> list[Experience]:
     """The rollouts of one iteration, each microbatch once (its first epoch); its metrics are left in `stage.measured`."""
     updates = list(stage.updates(step))
     stage.measured = dict(updates[0].metrics)  # type: ignore[attr-defined]
-    return [m.batch for update in updates[: stage.section.num_mini_batches] for m in update.microbatches]
+    return [m.batch for update in updates[: stage.shared.num_mini_batches] for m in update.microbatches]
 
 
 def tokens(rollouts: Iterable[Experience], name: str) -> Tensor:

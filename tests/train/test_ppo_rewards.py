@@ -18,7 +18,7 @@ from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.store import Prompt
-from rlhf.train.rollout import estimate, evaluate
+from rlhf.train.rollout import evaluate
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
 from tests.train.ppo_support import (
@@ -243,7 +243,7 @@ def test_evaluation_scores_held_out_prompts(ragged: Callable[..., TrainRecipe], 
 
 
 def test_experience_takes_hand_made_samples(ragged: Callable[..., TrainRecipe]) -> None:
-    """`evaluate` and `estimate` need no engine: groups of any provenance, a microbatch at a time, in order."""
+    """`evaluate` and the stage's `estimate` need no engine: groups of any provenance, a microbatch at a time, in order."""
     stage = stage_of(ragged())
     prompts = [Prompt("a", [3, 4]), Prompt("b", [5])]
     groups = [[Completion([6, EOS], "x", True), Completion([7, 8, 9], "y", False)],
@@ -252,15 +252,9 @@ def test_experience_takes_hand_made_samples(ragged: Callable[..., TrainRecipe]) 
     scores = torch.tensor(
         scorer.score([Sample(p.text, p.ids, c) for p, g in zip(prompts, groups, strict=True) for c in g])
     )
-    models = {"actor_critic": stage.module, "reference": stage.reference}
+    models = {"policy": stage.policy, "critic": stage.critic, "reference": stage.reference}
     together, apart = (
-        estimate(
-            evaluate(prompts, groups, scores, temperature=1.0, batch_size=size, **models),
-            stage.section,
-            kl_coef=0.1,
-            reduce=lambda x: x,
-        )
-        for size in (2, 1)
+        stage.estimate(evaluate(prompts, groups, scores, temperature=1.0, batch_size=size, **models)) for size in (2, 1)
     )
     assert [len(r.scores) for r in together] == [4] and [len(r.scores) for r in apart] == [2, 2]
     assert together[0].scores.tolist() == [2.0, 3.0, 1.0, 4.0]

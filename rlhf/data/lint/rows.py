@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlhf.data.lint.finding import LENGTH_BIAS, LENGTH_BIAS_NOTE, Check, Finding, Measures, Severity, counted, weighed
+from rlhf.recipe.schema import samples
 
 MEANT = ("not drawn", "where", "label false")  # reasons that the source's keys or the method asked for: no fault
 COLUMNS = {
@@ -88,7 +89,7 @@ def _repeats(split: Measures, report: Measures) -> Iterator[Finding]:
     rows, prompts, contradictory = repeats["rows"], repeats["prompts"], repeats["contradictory"]
     if count := rows["repeats"]:
         columns = next((columns for kind, columns in COLUMNS.items() if kind in split["kinds"]), "prompt")
-        if report["method"] == "ppo":
+        if report["method"] is not None and samples(report["method"]):
             columns = "prompt"
         elif "preference -> demonstration" in split["converted"]:
             columns = "[prompt, chosen]"

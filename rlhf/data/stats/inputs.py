@@ -22,9 +22,10 @@ from rlhf.errors import RecipeError
 from rlhf.recipe import overrides as overriding
 from rlhf.recipe import yaml_lines
 from rlhf.recipe.loader import load
+from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.schema import DataRecipe, EvalRecipe, GenerateRecipe
 from rlhf.recipe.sections import SourceSection, TemplateSection
-from rlhf.recipe.training import PpoRecipe, TrainRecipe
+from rlhf.recipe.training import TrainRecipe
 
 ALL = "all"  # the one split of a file
 FIRST = ("train", "validation", "eval", "test")  # splits in the order in which they are shown; others follow by name
@@ -73,7 +74,7 @@ def _of_recipe(path: str, overrides: Sequence[str]) -> Target:
         return Target(path, {k: v for k, v in splits.items() if v}, recipe.seed, template=recipe.template)
     assert isinstance(recipe, TrainRecipe)
     data = recipe.data
-    room = recipe.ppo.sampling.max_new_tokens if isinstance(recipe, PpoRecipe) else 0
+    room = recipe.online.sampling.max_new_tokens if isinstance(recipe, OnlineRecipe) else 0
     return Target(
         path,
         {k: v for k, v in {"train": data.train, "eval": data.eval}.items() if v},

@@ -100,7 +100,7 @@ def test_the_kl_in_the_loss_pulls_the_policy_to_the_reference(estimator: str) ->
     (gradient,) = torch.autograd.grad(output.loss, logprobs)
     d = (logprobs - reference).detach()
     torch.testing.assert_close(gradient, (d if estimator == "k2" else 1 - (-d).exp()) / 6)
-    assert output.metrics["kl/loss"] == output.loss.detach()
+    assert output.metrics["kl/loss"] == output.loss.detach() and not output.metrics["kl/loss"].requires_grad
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "moves"), [(1.25, 1.0, True), (1.35, 1.0, False), (0.75, -1.0, False)])

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rlhf.models.load import load_scalar_model
 from rlhf.models.scores import ScoreScale
+from rlhf.recipe.sections import ModelSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
@@ -25,9 +27,6 @@ RANDOM = [[3 + (7 * i * i + 53 * j) % 380 for j in range(1 + i % 6)] for i in ra
 @pytest.fixture
 def likes_no_end(ending: Callable[..., str], recipe_of: Recipes) -> str:
     """A reward model's final/ whose head scores a text without EOS three deviations higher than the same text with it."""
-    from rlhf.models.load import load_scalar_model
-    from rlhf.recipe.sections import ModelSection
-
     recipe = recipe_of("reward", ending(5.0), out="reward", training={"max_steps": 1, "learning_rate": 1e-9})
     train(recipe)
     final = Path(recipe.output_dir) / "final"

@@ -89,7 +89,10 @@ def recipes(
 
 def init(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="sft, reward, ppo, dpo, data, generate or eval.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="METHOD", help="As a recipe's method: sft, reward, ppo, grpo, dpo, data ...", show_default=False
+        ),
     ],
     debug: Debug = False,
 ) -> None:

@@ -89,7 +89,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         ("quantization={}", "quantization: a 4-bit model is frozen and trains only adapters; add a lora: section"),
         (
             "method=dppo",
-            "method: expected one of sft, reward, ppo, dpo, data, generate, eval; got the string 'dppo'; "
+            "method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got the string 'dppo'; "
             "did you mean 'ppo' or 'dpo'?",
         ),
         ("training.learning_rate", "write it as key=value, for example training.learning_rate=1e-5"),
@@ -111,7 +111,7 @@ def test_what_is_wrong_with_an_override(override: str, message: str) -> None:
 
 def test_a_misspelt_method_does_not_hide_the_rest() -> None:
     assert problems(write(DPO.replace("dpo", "rewards") + "seeds: 1\n")) == [
-        "r.yaml:1: method: expected one of sft, reward, ppo, dpo, data, generate, eval; got the string 'rewards'; "
+        "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got the string 'rewards'; "
         "did you mean 'reward'?",
         "r.yaml:6: seeds: unknown key; did you mean 'seed'?",
     ]
@@ -120,7 +120,10 @@ def test_a_misspelt_method_does_not_hide_the_rest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "r.yaml:1: method: required key is missing; one of sft, reward, ppo, dpo, data, generate, eval"),
+        (
+            "",
+            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval",
+        ),
         ("- a\n", "r.yaml:1: a recipe is a section of keys with values, not a list"),
         (
             "a: 1\nb:\n\t- x\n",
@@ -132,7 +135,7 @@ def test_a_misspelt_method_does_not_hide_the_rest() -> None:
         ("[" * 5000, "r.yaml:1: nested too deeply to be a recipe"),
         (
             "method: [dpo]\n",
-            "r.yaml:1: method: expected one of sft, reward, ppo, dpo, data, generate, eval; got a list",
+            "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got a list",
         ),
         (
             DPO + "seed: !!python/name:os.system\n",
@@ -225,7 +228,7 @@ def test_a_missing_method_does_not_hide_the_rest() -> None:
     found = problems(write("model: {name: base}\ntraining: {lr: 1}\ndpo: {}\nseeds: 1\n"))
     assert sorted(found) == sorted(
         [
-            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, dpo, data, generate, eval; "
+            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; "
             "did you mean 'dpo'?",
             "r.yaml:1: output_dir: required key is missing",
             "r.yaml:1: model.name_or_path: required key is missing",

@@ -64,7 +64,8 @@ def as_markdown(reports: Sequence[Report]) -> str:
         lines += [f"Reward model on held-out pairs: accuracy {_share(accuracies)}.", ""] if accuracies else []
         said = findings_of_runs(reports)
     else:
-        lines += [f"{count} prompts; 95% intervals.", "", *(f"{line}." for line in preference_lines(first)), ""]
+        lines += [f"{count} prompts; 95% intervals.", ""]
+        lines += [text for line in preference_lines(first) for text in (f"{line}.", "")]
         said = findings(first["models"], first["scorers"][0])
     return "\n".join([*lines, *(f"- {sentence}" for sentence in said)]) + "\n"
 

@@ -74,11 +74,10 @@ class OnlineSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _a_penalty_beside_a_reward_model(cls, section: Any) -> Any:
-        rewards = section.get("rewards") if isinstance(section, dict) else None
-        given = [reward for reward in rewards if isinstance(reward, dict)] if isinstance(rewards, list) else []
-        if "missing_eos" not in section and any(reward.get("model") for reward in given):
-            return section | {"missing_eos": {}}
-        return section
+        if not isinstance(section, dict) or "missing_eos" in section or not isinstance(section.get("rewards"), list):
+            return section
+        given = [reward for reward in section["rewards"] if isinstance(reward, dict)]
+        return section | {"missing_eos": {}} if any(reward.get("model") for reward in given) else section
 
     @model_validator(mode="after")
     def _rollouts_are_the_policys_own(self) -> OnlineSection:

@@ -134,6 +134,10 @@ def test_a_misspelt_method_does_not_hide_the_rest() -> None:
         ('a: "\0"\n', "r.yaml:1: not valid YAML: the character U+0000 is not allowed"),
         ("[" * 5000, "r.yaml:1: nested too deeply to be a recipe"),
         (
+            "method: ppo\noutput_dir: out\nmodel: {name_or_path: m}\ndata: {train: r.jsonl}\nppo:\n",
+            "r.yaml:5: ppo: expected a section of keys with values, got nothing (null)",
+        ),
+        (
             "method: [dpo]\n",
             "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got a list",
         ),

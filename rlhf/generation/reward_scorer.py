@@ -21,13 +21,19 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.embedded import resolve
 from rlhf.errors import RecipeError
 from rlhf.generation.engine import Completion
-from rlhf.models.lineage import is_reward_model, quantization_beside, saved_template, trained_dtype
+from rlhf.models.lineage import (
+    is_reward_model,
+    problem_with_template,
+    quantization_beside,
+    saved_template,
+    trained_dtype,
+)
 from rlhf.models.load import load_scalar_model
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection, StoredModelSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
-from rlhf.tokens.tokenizer import find_model, load_tokenizer
+from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 32  # completions in a forward pass
 
@@ -137,25 +143,11 @@ def check_reward_model(name_or_path: str) -> None:
 
 
 def check_template(section: ScorerSection, template: TemplateSection) -> None:
-    """Raises RecipeError for a reward model that was trained on prompts in another template than `template`.
-
-    What ends a completion is the reward model's own affair, so `add_eos` may differ. A model that rlhf did not train names no
-    template; with `other_template: true` any is taken.
-    """
+    """Raises RecipeError for a reward model of another template (`lineage.problem_with_template`) that the recipe does not allow."""
     if section.model is None or section.other_template:
         return
-    trained = saved_template(Path(find_model(section.model)))
-    if trained is None:
-        return
-    theirs, ours = (t.model_dump(exclude={"add_eos"}) for t in (trained, template))
-    if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
-        theirs["kind"] = ours["kind"]
-    differ = ", ".join(f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key])
-    if differ:
-        raise RecipeError(
-            f"the reward model {section.model} was trained with another template ({differ}), so it would read prompts that it "
-            "does not know. Set template: to match, or say other_template: true beside model:"
-        )
+    if problem := problem_with_template(section.model, template):
+        raise RecipeError(problem)
 
 
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -107,6 +107,26 @@ def saved_template(folder: Path) -> TemplateSection | None:
     return TemplateSection.model_validate(json.loads(path.read_text(encoding="utf-8"))["template"])
 
 
+def problem_with_template(name_or_path: str, template: TemplateSection) -> str | None:
+    """Why a reward model cannot score prompts in this template, or None: it was trained on prompts in another one.
+
+    What ends a completion is the reward model's own affair, so `add_eos` may differ. A model from elsewhere names no template.
+    """
+    trained = saved_template(Path(resolve(name_or_path)))
+    if trained is None:
+        return None
+    theirs, ours = (t.model_dump(exclude={"add_eos"}) for t in (trained, template))
+    if "auto" in (theirs["kind"], ours["kind"]):  # settled by the rows, which are not known here
+        theirs["kind"] = ours["kind"]
+    differ = ", ".join(f"{key} {theirs[key]!r} instead of {ours[key]!r}" for key in ours if theirs[key] != ours[key])
+    if not differ:
+        return None
+    return (
+        f"the reward model {name_or_path} was trained with another template ({differ}), so it would read prompts that it "
+        "does not know. Set template: to match, or say other_template: true beside model:"
+    )
+
+
 def trained_dtype(name_or_path: str) -> Precision:
     """The dtype in which to run a model where nobody says: that of the training for a `final/` of adapters, else the
     config's. 16 bits of either kind are bfloat16; float32 where nothing is known.

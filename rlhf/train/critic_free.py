@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.losses import group_relative, leave_one_out, rewards_to_go
-from rlhf.recipe.online import GrpoRecipe
+from rlhf.recipe.online import GrpoSection
 from rlhf.train.online import Online
 from rlhf.train.rollout import Experience, Rollout, whiten_all
-from rlhf.train.setup import Setup
 
 
 class Grouped(Online):
@@ -49,9 +48,7 @@ class Rloo(Grouped):
 class Grpo(Grouped):
     """Group relative policy optimisation."""
 
-    def __init__(self, recipe: GrpoRecipe, setup: Setup) -> None:
-        super().__init__(recipe, setup)
-        self.section = recipe.grpo
+    section: GrpoSection
 
     def advantage(self, totals: Tensor, groups: Tensor) -> Tensor:
         return group_relative(totals, groups, scale=self.section.scale_rewards)

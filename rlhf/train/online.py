@@ -49,22 +49,22 @@ class Online(ABC):
     """Prompts in, a policy out. A subclass says what an advantage is (`estimate`)."""
 
     def __init__(self, recipe: OnlineRecipe, setup: Setup) -> None:
-        self.shared: OnlineSection = recipe.online
+        self.section: OnlineSection = recipe.online
         self.method, self.seed = recipe.method, recipe.seed
         self.accelerator = setup.accelerator
-        self.model = self.policy = setup.policy()
-        self.reference = Reference(self.policy, setup.other_policy(self.shared.reference))
-        for reward in self.shared.rewards:
+        for reward in self.section.rewards:
             check_template(reward, recipe.data.template)
+        self.model = self.policy = setup.policy()
+        self.reference = Reference(self.policy, setup.other_policy(self.section.reference))
         self.critic = self.make_critic(setup)
         self.module: nn.Module = self.policy if self.critic is None else self.critic
         self.engine = setup.engine(self.policy)
-        self.scorers = load_scorers(self.shared.rewards, setup.tokenizer, partial(setup.reward_model, self.policy))
+        self.scorers = load_scorers(self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy))
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
         self.batch_size = recipe.prompts_per_microbatch
         self.total_steps = recipe.training.max_steps or int(
-            np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.shared.rollout_batch_size)
+            np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
         self.kl = self._controller()
 
@@ -80,7 +80,7 @@ class Online(ABC):
         """One iteration: rollouts first, then each optimizer step's microbatches."""
         prompts = self._prompts_of(step)
         # 1 sample
-        groups = self.engine.generate([p.ids for p in prompts], self.shared.sampling, seed=self._sampling_seed(step))
+        groups = self.engine.generate([p.ids for p in prompts], self.section.sampling, seed=self._sampling_seed(step))
         # 2 score
         scores, parts = sample_scores(groups, prompts, self.scorers)
         if step == 0:
@@ -93,21 +93,25 @@ class Online(ABC):
             policy=self.policy,
             critic=self.critic,
             reference=self.reference,
-            temperature=self.shared.sampling.temperature,
+            temperature=self.section.sampling.temperature,
             batch_size=self.batch_size,
         )
         # 4 estimate
         experiences = self.estimate(rollouts)
-        metrics = self.measure(groups, scores, parts, experiences)
+        metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences)
         # 5 update
-        for epoch in range(self.shared.num_ppo_epochs):
+        for epoch in range(self.section.num_ppo_epochs):
             # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
             order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
-            for minibatch in np.array_split(order, self.shared.num_mini_batches):
+            for minibatch in np.array_split(order, self.section.num_mini_batches):
                 chosen = [experiences[i] for i in minibatch]
                 yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics)
         # 6 control
-        self.kl.update(metrics["kl"], self.shared.rollout_batch_size * self.shared.sampling.n)
+        self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
+
+    def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
+        """What the method measures beside what all of them do, over all ranks."""
+        return {}
 
     def centred(self, scores: Tensor) -> Tensor:
         """The scores less what the method takes off every one of them, [M]."""
@@ -118,11 +122,11 @@ class Online(ABC):
 
     def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
         """The policy's loss. A method with more to train adds to it."""
-        return self.policy_part(module(batch.batch, temperature=self.shared.sampling.temperature), batch, count)
+        return self.policy_part(module(batch.batch, temperature=self.section.sampling.temperature), batch, count)
 
     def policy_part(self, logprobs: Tensor, batch: Experience, count: Tensor) -> LossOutput:
         """The clipped loss, and the KL where it is a part of the loss."""
-        section = self.shared
+        section = self.section
         policy = policy_loss(
             logprobs=logprobs,
             old_logprobs=batch.old_logprobs,
@@ -141,7 +145,7 @@ class Online(ABC):
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
         """Each token's reward, [N]: the KL penalty where it is a part of the reward, and the score at the last token."""
-        section = self.shared
+        section = self.section
         kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, section.kl_estimator)
         coefficient = self.kl.value if section.kl_in == "reward" else 0.0
         return token_rewards(rollout.scores, kl, rollout.batch.lengths, kl_coef=coefficient)
@@ -151,7 +155,7 @@ class Online(ABC):
         if not self.held_out:
             return {}
         mine = self.held_out[self.accelerator.process_index :: self.accelerator.num_processes]
-        sampling = self.shared.sampling.model_copy(update={"n": 1})
+        sampling = self.section.sampling.model_copy(update={"n": 1})
         seed = EVALUATION_SEED + self.accelerator.process_index
         groups = self.engine.generate([prompt.ids for prompt in mine], sampling, seed=seed)
         scores, _ = sample_scores(groups, mine, self.scorers)
@@ -166,7 +170,17 @@ class Online(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl.value = state["kl_coef"]
 
-    def measure(
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of a tensor of each rank, the same on all."""
+        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
+        return total
+
+    def mean_over_ranks(self, values: Tensor) -> float:
+        """The mean of the values of all ranks."""
+        total, count = self.sum_over_ranks(torch.tensor([float(values.sum()), float(values.numel())]))
+        return float(total) / float(count)
+
+    def _measure(
         self,
         groups: Sequence[Sequence[Completion]],
         scores: Tensor,
@@ -185,19 +199,9 @@ class Online(ABC):
             "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
         } | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
 
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """The sum of a tensor of each rank, the same on all."""
-        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return total
-
-    def mean_over_ranks(self, values: Tensor) -> float:
-        """The mean of the values of all ranks."""
-        total, count = self.sum_over_ranks(torch.tensor([float(values.sum()), float(values.numel())]))
-        return float(total) / float(count)
-
     def _controller(self) -> KlController:
         """What sets kl_coef, with a word on how far it can go in this run."""
-        section, adaptive = self.shared, self.shared.adaptive_kl
+        section, adaptive = self.section, self.section.adaptive_kl
         if adaptive is None:
             return FixedKl(section.kl_coef)
         each = section.rollout_batch_size * section.sampling.n
@@ -216,12 +220,12 @@ class Online(ABC):
         for scorer in self.scorers:
             if isinstance(scorer.score, RewardScorer) and abs(effect := scorer.score.effect_of_end(samples)) > 1.0:
                 self.accelerator.print(
-                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.shared.missing_eos)}"
+                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.section.missing_eos)}"
                 )
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         """This rank's prompts of one iteration: the next of an endless stream of permutations."""
-        total, size = len(self.prompts), self.shared.rollout_batch_size
+        total, size = len(self.prompts), self.section.rollout_batch_size
         places = range(step * size + self.accelerator.process_index, (step + 1) * size, self.accelerator.num_processes)
         orders = {e: np.random.default_rng([self.seed, e]).permutation(total) for e in {p // total for p in places}}
         return [self.prompts[orders[place // total][place % total]] for place in places]
@@ -232,7 +236,7 @@ class Online(ABC):
 
     def _final_scores(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> Tensor:
         """What lands at each completion's last token, [M]: the missing-EOS rule is for those without a stop token."""
-        rule = self.shared.missing_eos
+        rule = self.section.missing_eos
         if rule is None:
             return scores
         ended = torch.tensor([completion.ended for group in groups for completion in group])

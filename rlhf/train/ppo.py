@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.errors import RecipeError
-from rlhf.generation.engine import Completion
 from rlhf.generation.reward_scorer import same_tokens
 from rlhf.losses import LossOutput, gae, value_loss
 from rlhf.models.actor_critic import ActorCritic, ValueHead
@@ -33,10 +32,11 @@ from rlhf.train.setup import Setup
 class Ppo(Online):
     """With a value model, so that every token has an advantage of its own."""
 
+    section: PpoSection
+
     def __init__(self, recipe: PpoRecipe, setup: Setup) -> None:
-        self.section = recipe.ppo
-        self.reward_offset: float | None = None if self.section.center_rewards else 0.0
         super().__init__(recipe, setup)
+        self.reward_offset: float | None = None if self.section.center_rewards else 0.0
 
     def make_critic(self, setup: Setup) -> ActorCritic:
         return ActorCritic(self.policy, _value_model(self.section, setup, self.policy))
@@ -77,18 +77,11 @@ class Ppo(Online):
         loss = policy.loss + self.section.vf_coef * value.loss
         return LossOutput(loss, policy.metrics | {"loss": loss.detach()} | value.metrics)
 
-    def measure(
-        self,
-        groups: Sequence[Sequence[Completion]],
-        scores: Tensor,
-        parts: dict[str, float],
-        experiences: Sequence[Experience],
-    ) -> dict[str, float]:
+    def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
         returns = torch.cat([e.returns for e in experiences])
-        errors = returns - torch.cat([r.old_values for r in experiences])
+        errors = returns - torch.cat([e.old_values for e in experiences])
         variance = self.mean_over_ranks((returns - self.mean_over_ranks(returns)) ** 2)
-        explained = 1.0 - self.mean_over_ranks(errors**2) / max(variance, 1e-8)
-        return super().measure(groups, scores, parts, experiences) | {"value/explained_variance": explained}
+        return {"value/explained_variance": 1.0 - self.mean_over_ranks(errors**2) / max(variance, 1e-8)}
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"reward_offset": self.reward_offset}

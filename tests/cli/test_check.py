@@ -222,6 +222,39 @@ def test_a_reward_model_is_refused_where_a_language_model_stands(
         assert f"{key}: judge" in problems[0] and "scores texts and writes none" in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "kind"),
+    [
+        (PPO, "ppo.rewards.0.model", "data.template"),
+        (SAMPLE, "scorers.0.model", "template"),
+        (COMPARE, "scorers.0.model", "template"),
+    ],
+    ids=["ppo", "generate", "eval"],
+)
+def test_a_reward_model_of_another_template_is_found_before_anything_is_loaded(text: str, key: str, kind: str) -> None:
+    Path("base").mkdir()
+    Path("base/config.json").write_text("{}")
+    Path("judge/final").mkdir(parents=True)
+    for name, content in (
+        ("config.json", "{}"),
+        ("head.safetensors", ""),
+        ("lineage.json", '{"template": {"kind": "plain", "prompt": "Question: {prompt}"}}'),
+    ):
+        Path("judge/final", name).write_text(content)
+    Path("scores.py").write_text("def score(prompts, completions): ...\n")
+    scorer = f"{key.removesuffix('.0.model')}=[{{model: judge}}]"
+    said = rlhf("check", recipe(text), scorer).stderr
+    assert (
+        f"{key}: the reward model judge was trained with another template (prompt 'Question: {{prompt}}' instead of"
+        in said
+    )
+    for allowed in (
+        (scorer.replace("model: judge", "model: judge, other_template: true"),),
+        (scorer, f"{kind}.prompt='Question: {{prompt}}'"),
+    ):
+        assert "another template" not in rlhf("check", recipe(text), *allowed).stderr
+
+
 def test_a_reward_model_may_go_on_as_a_reward_model() -> None:
     Path("judge").mkdir()
     for name in ("config.json", "tokenizer_config.json", "head.safetensors"):

@@ -62,7 +62,7 @@ def iteration(stage: Ppo, step: int = 0) -> list[Experience]:
     """The rollouts of one iteration, each microbatch once (its first epoch); its metrics are left in `stage.measured`."""
     updates = list(stage.updates(step))
     stage.measured = dict(updates[0].metrics)  # type: ignore[attr-defined]
-    return [m.batch for update in updates[: stage.shared.num_mini_batches] for m in update.microbatches]
+    return [m.batch for update in updates[: stage.section.num_mini_batches] for m in update.microbatches]
 
 
 def tokens(rollouts: Iterable[Experience], name: str) -> Tensor:

@@ -26,10 +26,11 @@ from rlhf.cli.check.paths import (
 from rlhf.embedded import PREFIX
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
-from rlhf.models.lineage import problem_with_policy
+from rlhf.models.lineage import problem_with_policy, problem_with_template
 from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded, examine, lines
-from rlhf.recipe.schema import DataRecipe, EvalRecipe, PairJudgeSection
+from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.schema import AnyRecipe, DataRecipe, EvalRecipe, GenerateRecipe, PairJudgeSection
 from rlhf.recipe.sections import Recipe, ScorerSection, SourceSection
 from rlhf.recipe.synthesis import OpenaiSection, ScoreStep, VllmSection
 from rlhf.recipe.training import RewardRecipe, TrainRecipe
@@ -141,7 +142,28 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     judge = recipe.reward_model if isinstance(recipe, EvalRecipe) else None
     if judge is not None and not will_be_made(judge, made):
         found.problem(("reward_model",), problem_with_reward_model(judge))
+    _look_for_templates(recipe, found, made)
     return found
+
+
+def _look_for_templates(recipe: AnyRecipe, found: Findings, made: Collection[str]) -> None:
+    """Refuse a reward model that was trained with another template than that of the recipe's prompts."""
+    if isinstance(recipe, OnlineRecipe):
+        template = recipe.data.template
+    elif isinstance(recipe, GenerateRecipe | EvalRecipe):
+        template = recipe.template
+    else:
+        return
+    named = {
+        (*path, "model"): section.model
+        for path, section in sections(recipe)
+        if isinstance(section, ScorerSection) and not section.other_template
+    }
+    if isinstance(recipe, EvalRecipe):
+        named["reward_model",] = recipe.reward_model
+    for key, model in named.items():
+        if model is not None and not will_be_made(model, made):
+            found.problem(key, problem_with_template(model, template))
 
 
 def _look_for_paths(

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from rlhf.recipe.sections import (
     Fraction,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SamplingSection,
@@ -54,6 +55,7 @@ class OnlineSection(Section):
 
     The KL to the reference is a part of the reward of each token (`kl_in: reward`) or of the loss (`loss`), by one of Schulman's
     estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the upper clip range, `cliprange` if it is left out.
+    With `target_kl`, an iteration makes no further update once its policy is that far from the one that sampled (nats a token).
     Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
     """
 
@@ -69,6 +71,7 @@ class OnlineSection(Section):
     adaptive_kl: AdaptiveKlSection | None = None
     cliprange: PositiveFloat = 0.2
     cliprange_high: PositiveFloat | None = None
+    target_kl: PositiveFloat | None = None
     missing_eos: MissingEosSection | None = None
 
     @model_validator(mode="before")
@@ -104,18 +107,30 @@ class PpoSection(OnlineSection):
 
     `value: own` is a value model that starts as `value_model`, else as the first reward model that reads the policy's tokens;
     with `lora` it is an adapter on the policy's base, as reward models are whose adapters lie on that base. `value: shared` is a
-    head on the policy's own hidden states.
+    head on the policy's own hidden states. In the first `value_warmup_steps` iterations the value model trains alone. `lam` is
+    of the policy's advantages, and `lam_value` of the value model's targets: the same if it is left out.
     """
 
     value: Literal["own", "shared"] = "own"
     value_model: str | None = None
     gamma: Fraction = 1.0
     lam: Fraction = 0.95
+    lam_value: Fraction | None = None
     cliprange_value: PositiveFloat = 0.2
     vf_coef: NonNegativeFloat = 0.1
+    value_warmup_steps: NonNegativeInt = 0
     whiten_advantages: bool = True
     whiten_rewards: bool = False
     center_rewards: bool = True
+
+    @model_validator(mode="after")
+    def _a_shared_value_has_no_warm_up(self) -> PpoSection:
+        if self.value == "shared" and self.value_warmup_steps:
+            raise ValueError(
+                "value_warmup_steps: with value: shared the value loss trains the policy too, so the value cannot train alone; leave "
+                "one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_shared_value_has_no_model(self) -> PpoSection:
@@ -235,6 +250,15 @@ class PpoRecipe(OnlineRecipe):
 
     method: Literal["ppo"]
     ppo: PpoSection
+
+    @model_validator(mode="after")
+    def _a_warm_up_leaves_the_policy_as_it_is(self) -> PpoRecipe:
+        if self.ppo.value_warmup_steps and self.training.weight_decay:
+            raise ValueError(
+                "training.weight_decay would pull at the policy in the ppo.value_warmup_steps iterations that train the value model "
+                "alone; leave one of them out"
+            )
+        return self
 
     def other_models(self) -> dict[str, str]:
         given = self.ppo.value_model

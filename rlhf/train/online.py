@@ -67,6 +67,7 @@ class Online(ABC):
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
         self.kl = self._controller()
+        self.moved = torch.zeros((), device=self.accelerator.device)  # policy/approx_kl of the update that is being made
 
     def make_critic(self, setup: Setup) -> ActorCritic | None:
         """The policy with a value model, for a method that has one."""
@@ -100,14 +101,25 @@ class Online(ABC):
         experiences = self.estimate(rollouts)
         metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences)
         # 5 update
-        for epoch in range(self.section.num_ppo_epochs):
-            # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
-            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
-            for minibatch in np.array_split(order, self.section.num_mini_batches):
-                chosen = [experiences[i] for i in minibatch]
-                yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics)
+        for made, chosen in enumerate(self._minibatches(experiences, step), start=1):
+            self.moved = torch.zeros((), device=self.accelerator.device)
+            yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics | {"updates": made})
+            if self._moved_enough():
+                break
         # 6 control
         self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
+
+    def _minibatches(self, experiences: Sequence[Experience], step: int) -> Iterator[list[Experience]]:
+        """Each update's microbatches. Whole ones are shuffled: each keeps its rows, and with them its exact old log-probabilities."""
+        for epoch in range(self.section.num_ppo_epochs):
+            order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
+            for minibatch in np.array_split(order, self.section.num_mini_batches):
+                yield [experiences[i] for i in minibatch]
+
+    def _moved_enough(self) -> bool:
+        """Whether the policy of the last update was `target_kl` or more from the one that sampled, on all ranks alike."""
+        target = self.section.target_kl
+        return target is not None and float(self.sum_over_ranks(self.moved)) >= target
 
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """What the method measures beside what all of them do, over all ranks."""
@@ -135,6 +147,7 @@ class Online(ABC):
             cliprange_high=section.cliprange_high,
             num_tokens=count,
         )
+        self.moved += policy.metrics["policy/approx_kl"]
         if section.kl_in == "reward":
             return LossOutput(policy.loss, {"loss": policy.loss.detach()} | policy.metrics)
         kl = kl_loss(

@@ -4,12 +4,12 @@ for each iteration:
     2 score     centred on what the starting policy writes
     3 evaluate  values too
     4 estimate  r_t = -kl_coef (log pi - log pi_ref)_t, + score at the last token; GAE; whitened advantages
-    5 update    clipped policy loss + vf_coef * clipped value loss
+    5 update    clipped policy loss + vf_coef * clipped value loss; the value loss alone while it warms up
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from rlhf.models.lineage import is_reward_model
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.online import PpoRecipe, PpoSection
+from rlhf.train.loop import Update
 from rlhf.train.online import Online
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 from rlhf.train.setup import Setup
@@ -37,6 +38,7 @@ class Ppo(Online):
     def __init__(self, recipe: PpoRecipe, setup: Setup) -> None:
         super().__init__(recipe, setup)
         self.reward_offset: float | None = None if self.section.center_rewards else 0.0
+        self.warms_up = False
 
     def make_critic(self, setup: Setup) -> ActorCritic:
         return ActorCritic(self.policy, _value_model(self.section, setup, self.policy))
@@ -53,16 +55,25 @@ class Ppo(Online):
             rewards = whiten_all(rewards, self.sum_over_ranks, shift_mean=False)
         experiences = []
         for rollout, own in zip(rollouts, rewards, strict=True):
-            batch, gamma, lam = rollout.batch, self.section.gamma, self.section.lam
-            advantages, returns = gae(
-                batch.to_rows(own), batch.to_rows(rollout.old_values), batch.mask, gamma=gamma, lam=lam
-            )
-            advantages, returns = advantages[batch.mask], returns[batch.mask]
+            advantages, returns = self._gae(rollout, own, self.section.lam)
+            if self.section.lam_value is not None:
+                _, returns = self._gae(rollout, own, self.section.lam_value)
             experiences.append(Experience(**vars(rollout), advantages=advantages, returns=returns))
         if not self.section.whiten_advantages:
             return experiences
         whitened = whiten_all([e.advantages for e in experiences], self.sum_over_ranks)
         return [replace(e, advantages=own) for e, own in zip(experiences, whitened, strict=True)]
+
+    def _gae(self, rollout: Rollout, rewards: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of each token, [N] each."""
+        batch = rollout.batch
+        rows = (batch.to_rows(rewards), batch.to_rows(rollout.old_values), batch.mask)
+        advantages, returns = gae(*rows, gamma=self.section.gamma, lam=lam)
+        return advantages[batch.mask], returns[batch.mask]
+
+    def updates(self, step: int) -> Iterator[Update[Experience]]:
+        self.warms_up = step < self.section.value_warmup_steps
+        yield from super().updates(step)
 
     def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
         logprobs, values = module(batch.batch, temperature=self.section.sampling.temperature)
@@ -74,7 +85,8 @@ class Ppo(Online):
             cliprange_value=self.section.cliprange_value,
             num_tokens=count,
         )
-        loss = policy.loss + self.section.vf_coef * value.loss
+        # times 0 while the value warms up: every parameter keeps a gradient, which several processes wait for
+        loss = (0.0 * policy.loss if self.warms_up else policy.loss) + self.section.vf_coef * value.loss
         return LossOutput(loss, policy.metrics | {"loss": loss.detach()} | value.metrics)
 
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:

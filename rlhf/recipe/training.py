@@ -20,6 +20,28 @@ from rlhf.recipe.sections import (
     TrainingSection,
 )
 
+FindingName = Literal[
+    "first_ratio",
+    "negative_kl",
+    "kl_blow_up",
+    "ends_less",
+    "rises_with_length",
+    "no_spread",
+    "value_explains_nothing",
+    "entropy_collapse",
+    "engine_gap",
+    "chosen_falls",
+    "stuck_at_log_2",
+    "overfits",
+    "no_better_than_length",
+]
+
+
+class DoctorSection(Section):
+    """The training doctor says what goes wrong in a run. It stops the run at the findings that `halt` names (docs/doctor.md)."""
+
+    halt: list[FindingName] = []
+
 
 class TrainRecipe(Recipe):
     """What the training methods share. A method's own recipe says what the rest of the program asks of a method:
@@ -39,6 +61,7 @@ class TrainRecipe(Recipe):
     training: TrainingSection = TrainingSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+    doctor: DoctorSection = DoctorSection()
 
     @model_validator(mode="after")
     def _quantized_bases_are_frozen(self) -> TrainRecipe:

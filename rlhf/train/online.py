@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ from rlhf.losses import (
     policy_loss,
     token_rewards,
 )
+from rlhf.losses.output import share_of_mean
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.policy import Reference
 from rlhf.recipe.online import OnlineRecipe, OnlineSection
@@ -67,7 +69,10 @@ class Online(ABC):
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
         self.kl = self._controller()
-        self.moved = torch.zeros((), device=self.accelerator.device)  # policy/approx_kl of the update that is being made
+        self.moved = torch.zeros(
+            (), device=self.accelerator.device
+        )  # policy/approx_kl of the update that is being made
+        self.first = True  # whether that is the iteration's first
 
     def make_critic(self, setup: Setup) -> ActorCritic | None:
         """The policy with a value model, for a method that has one."""
@@ -103,6 +108,7 @@ class Online(ABC):
         # 5 update
         for made, chosen in enumerate(self._minibatches(experiences, step), start=1):
             self.moved = torch.zeros((), device=self.accelerator.device)
+            self.first = made == 1
             yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics | {"updates": made})
             if self._moved_enough():
                 break
@@ -148,6 +154,9 @@ class Online(ABC):
             num_tokens=count,
         )
         self.moved += policy.metrics["policy/approx_kl"]
+        if self.first:  # nothing was learnt from these samples yet, so this is 0
+            gap = share_of_mean((logprobs - batch.old_logprobs).detach().expm1().abs(), count)
+            policy = replace(policy, metrics=policy.metrics | {"policy/first_gap": gap})
         if section.kl_in == "reward":
             return LossOutput(policy.loss, {"loss": policy.loss.detach()} | policy.metrics)
         kl = kl_loss(
@@ -193,6 +202,23 @@ class Online(ABC):
         total, count = self.sum_over_ranks(torch.tensor([float(values.sum()), float(values.numel())]))
         return float(total) / float(count)
 
+    def variance_over_ranks(self, values: Tensor) -> float:
+        """Their mean squared distance from the mean of all ranks."""
+        return self.mean_over_ranks((values - self.mean_over_ranks(values)) ** 2)
+
+    def _correlation(self, a: Tensor, b: Tensor) -> float:
+        """Pearson's, over the samples of all ranks; 0 where one of them does not vary."""
+        a, b = (values - self.mean_over_ranks(values) for values in (a, b))
+        spread = (self.mean_over_ranks(a**2) * self.mean_over_ranks(b**2)) ** 0.5
+        return self.mean_over_ranks(a * b) / spread if spread > 0 else 0.0
+
+    def _alike(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> dict[str, float]:
+        """The share of prompts whose samples all score the same, where a prompt has several."""
+        if self.section.sampling.n == 1:
+            return {}
+        parts = scores.split([len(group) for group in groups])
+        return {"groups_alike": self.mean_over_ranks(torch.tensor([float((p == p[0]).all()) for p in parts]))}
+
     def _measure(
         self,
         groups: Sequence[Sequence[Completion]],
@@ -201,16 +227,25 @@ class Online(ABC):
         experiences: Sequence[Experience],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
+        lengths = torch.tensor([float(len(c.ids)) for group in groups for c in group])
         kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
-        return {
-            "score": self.mean_over_ranks(scores),
-            "kl": self.mean_over_ranks(kl),
-            "kl_coef": self.kl.value,
-            "objective": self.mean_over_ranks(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
-            "entropy": self.mean_over_ranks(torch.cat([-r.old_logprobs for r in experiences])),
-            "length": self.mean_over_ranks(torch.cat([r.batch.lengths.float() for r in experiences])),
-            "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
-        } | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
+        return (
+            {
+                "score": self.mean_over_ranks(scores),
+                "kl": self.mean_over_ranks(kl),
+                "kl_error": (self.variance_over_ranks(kl) / (self.section.rollout_batch_size * self.section.sampling.n))
+                ** 0.5,
+                "kl_coef": self.kl.value,
+                "objective": self.mean_over_ranks(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
+                "entropy": self.mean_over_ranks(torch.cat([-r.old_logprobs for r in experiences])),
+                "length": self.mean_over_ranks(lengths),
+                "score_std": self.variance_over_ranks(scores) ** 0.5,
+                "score_length_corr": self._correlation(scores, lengths),
+                "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
+            }
+            | self._alike(scores, groups)
+            | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
+        )
 
     def _controller(self) -> KlController:
         """What sets kl_coef, with a word on how far it can go in this run."""

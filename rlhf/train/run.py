@@ -128,7 +128,7 @@ def seed_rank(seed: int, rank: int) -> None:
 
 def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
     """What may not change under a resumed run: how many steps it makes, where it writes and what it logs may."""
-    content = recipe.model_dump(mode="json", exclude={"output_dir", "checkpoint", "logging"})
+    content = recipe.model_dump(mode="json", exclude={"output_dir", "checkpoint", "logging", "doctor"})
     for key in MAY_CHANGE:
         content["training"].pop(key)
     models = {"model.name_or_path": recipe.model.name_or_path} | recipe.other_models()

@@ -35,7 +35,9 @@ def test_an_iteration_stops_when_the_policy_moved_too_far(ragged: Ragged) -> Non
     lines = metrics_of(stopped)
     # at the first update the policy is the one that sampled, so there are two of them at least
     assert all(2 <= line["updates"] < 6 for line in lines)
-    same = ragged(out="same", ppo=settings | {"num_ppo_epochs": int(lines[0]["updates"])}, training=FAST | {"max_steps": 1})
+    same = ragged(
+        out="same", ppo=settings | {"num_ppo_epochs": int(lines[0]["updates"])}, training=FAST | {"max_steps": 1}
+    )
     train(same)
     assert metrics_of(same)[0]["loss"] == lines[0]["loss"]
 
@@ -96,6 +98,8 @@ def test_the_value_models_lambda_is_its_own(ragged: Ragged) -> None:
         ({"ppo": {"target_kl": 0.0}}, "greater than 0"),
     ],
 )
-def test_settings_that_work_against_each_other_are_refused(ragged: Ragged, change: dict[str, Any], message: str) -> None:
+def test_settings_that_work_against_each_other_are_refused(
+    ragged: Ragged, change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         ragged(**change)

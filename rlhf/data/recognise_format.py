@@ -46,14 +46,19 @@ _GENERAL: Mapping[Format, Kind] = {
 }
 
 
-def choose(rows: Sequence[Located], source: SourceSection, kinds: Collection[str] | None = None) -> Format:
+def choose(
+    rows: Sequence[Located],
+    source: SourceSection,
+    kinds: Collection[str] | None = None,
+    others: Collection[str] = (),
+) -> Format:
     """The source's format: the one that it names, checked against the columns, or the one that the columns show.
 
     `rows` are the source's first `SAMPLE` rows; a column counts when any of them has it. `kinds` are the kinds of row that the method
-    takes, None where any kind is good. Raises DataError with the columns found, the columns needed and a `columns:` line to
+    takes, None where any kind is good. `others` are names that `columns` may map beside the format's. Raises DataError with the columns found, the columns needed and a `columns:` line to
     start from, or with the formats to choose between. Raises RecipeError for a template that the format cannot fill.
     """
-    _check_mapping(rows, source)
+    _check_mapping(rows, source, others)
     f = _merged(rows, source)
     if "ranks" in f.data and "ranks" not in f.columns and not any(map(f.has, ("ranking", "scores", "comparisons"))):
         raise DataError(source.path, f"{RANKS} (columns found: {_found(rows)})", field="ranks")
@@ -125,11 +130,12 @@ def _has_columns(f: Fields, format: Format) -> bool:
     return any(all(f.has(name) for name in names) for names in SPECS[format].needs)
 
 
-def _check_mapping(rows: Sequence[Located], source: SourceSection) -> None:
+def _check_mapping(rows: Sequence[Located], source: SourceSection, others: Collection[str]) -> None:
     if not source.columns:
         return
     formats: list[Format] = [source.format] if source.format else list(SPECS)
     known = {name for format in formats for names in (*SPECS[format].needs, SPECS[format].optional) for name in names}
+    known |= set(others)
     there = {name for row in rows for name in row.data}
     for name, column in source.columns.items():
         if name not in known and not name.startswith(("completion_", "annotator")):

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.generation.engine import Completion
+from rlhf.generation.ensemble import Ensemble
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template
-from rlhf.generation.scorers import Scorer, load_scorers, total_scores
+from rlhf.generation.scorers import Scorer, load_scorers, mean_of, total_scores
 from rlhf.losses import (
     AdaptiveKl,
     FixedKl,
@@ -59,7 +60,10 @@ class Online(ABC):
         self.critic = self.make_critic(setup)
         self.module: nn.Module = self.policy if self.critic is None else self.critic
         self.engine = setup.engine(self.policy)
-        self.scorers = load_scorers(self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy))
+        columns = dict.fromkeys([*getattr(setup.train, "columns", ()), *getattr(setup.held_out, "columns", ())])
+        self.scorers = load_scorers(
+            self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy), columns
+        )
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
         self.batch_size = recipe.prompts_per_microbatch
@@ -184,7 +188,7 @@ class Online(ABC):
         self,
         groups: Sequence[Sequence[Completion]],
         scores: Tensor,
-        parts: dict[str, float],
+        parts: dict[str, tuple[float, float]],
         experiences: Sequence[Experience],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
@@ -197,7 +201,12 @@ class Online(ABC):
             "entropy": self.mean_over_ranks(torch.cat([-r.old_logprobs for r in experiences])),
             "length": self.mean_over_ranks(torch.cat([r.batch.lengths.float() for r in experiences])),
             "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
-        } | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
+        } | {f"score/{name}": mean for name, part in parts.items() if (mean := self._mean_part(*part)) is not None}
+
+    def _mean_part(self, mean: float, share: float) -> float | None:
+        """The mean of one scorer over the samples of all ranks that it applies to; None where it applies to none."""
+        total, count = self.sum_over_ranks(torch.tensor([mean * share, share])).tolist()
+        return total / count if count else None
 
     def _controller(self) -> KlController:
         """What sets kl_coef, with a word on how far it can go in this run."""
@@ -218,10 +227,11 @@ class Online(ABC):
             return
         samples = samples_of(groups, prompts)
         for scorer in self.scorers:
-            if isinstance(scorer.score, RewardScorer) and abs(effect := scorer.score.effect_of_end(samples)) > 1.0:
-                self.accelerator.print(
-                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.section.missing_eos)}"
-                )
+            members = scorer.score.members if isinstance(scorer.score, Ensemble) else [scorer.score]
+            for member in members:
+                if isinstance(member, RewardScorer) and abs(effect := member.effect_of_end(samples)) > 1.0:
+                    said = member.about_ends(scorer.name, effect, self.section.missing_eos)
+                    self.accelerator.print(f"warning: {said}")
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         """This rank's prompts of one iteration: the next of an endless stream of permutations."""
@@ -245,12 +255,12 @@ class Online(ABC):
 
 def sample_scores(
     groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
-) -> tuple[Tensor, dict[str, float]]:
-    """The total score of every completion in order, [M], and the mean of each scorer."""
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """The total score of every completion in order, [M]; of each scorer the mean, and the share of completions it applies to."""
     total, parts = total_scores(scorers, samples_of(groups, prompts))
-    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
+    return torch.tensor(total), {name: mean_of(scores) for name, scores in parts.items()}
 
 
 def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[Sample]:
     """Every completion with its prompt, in order."""
-    return [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+    return [Sample(p.text, p.ids, c, p.columns) for p, group in zip(prompts, groups, strict=True) for c in group]

@@ -98,7 +98,7 @@ def _value_model(section: PpoSection, setup: Setup, policy: Policy) -> ScalarMod
     source = _value_source(section, setup)
     model = setup.value_model(policy, source)
     if source is not None and is_reward_model(source):
-        reward = next((r for r in section.rewards if r.model == source), None)
+        reward = next((r for r in section.rewards if source in r.reward_models), None)
         weight = 1.0 if reward is None else reward.weight
         scale = model.scale if reward is None or reward.normalize else None
         mean, std = (0.0, 1.0) if scale is None else (scale.mean, scale.std)
@@ -112,5 +112,5 @@ def _value_source(section: PpoSection, setup: Setup) -> str | None:
         if not same_tokens(section.value_model, setup.tokenizer):
             raise RecipeError(f"ppo.value_model: {section.value_model} has another tokenizer than the policy")
         return section.value_model
-    models = [s.model for s in section.rewards if s.model is not None and same_tokens(s.model, setup.tokenizer)]
-    return next(iter(models), None)
+    models = (name for reward in section.rewards for name in reward.reward_models)
+    return next((name for name in models if same_tokens(name, setup.tokenizer)), None)

@@ -14,9 +14,9 @@ from rlhf.generation.ensemble import Ensemble
 from rlhf.generation.reward_scorer import RewardScorer, Sample, load_reward_model
 from rlhf.generation.reward_server import RewardServer
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.arguments import GIVEN, imported_arguments
+from rlhf.recipe.arguments import imported_arguments
 from rlhf.recipe.callables import describe, import_callable
-from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.scorers import GIVEN, ScorerSection
 
 Score = Callable[[Sequence[Sample]], Sequence[float | None]]
 

@@ -21,9 +21,8 @@ from typing import Any
 
 from rlhf.errors import RecipeError
 from rlhf.recipe.callables import definition_of, import_callable
-from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.scorers import GIVEN, ScorerSection
 
-GIVEN = ("prompts", "completions", "completion_ids", "ended")
 SHIPPED = "rlhf.rewards:"
 NOT_COLUMNS = {*GIVEN, "prompt", "completion"}  # what `**columns` does not take: it is there as prompts and completions
 

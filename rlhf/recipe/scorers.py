@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rlhf.recipe.sections import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
+GIVEN = ("prompts", "completions", "completion_ids", "ended")  # what every function and server may get
 # what each kind of scorer may say beside `name` and `weight`
 SETTINGS = {
     "model": {"normalize", "other_template"},
@@ -94,6 +95,8 @@ class ScorerSection(Section):
             raise ValueError("url: expected something like http://localhost:9000/score")
         if url.username or url.password or url.query:
             raise ValueError("url: no key or password here; set api_key_env to a variable's name")
+        if sent := [name for name in self.columns if name in GIVEN]:
+            raise ValueError(f"columns: {sent[0]} is sent anyway; leave it out")
         return self
 
     @property

@@ -21,6 +21,7 @@ SETTINGS = {
     "callable": {"kwargs"},
     "url": {"columns", "batch_size", "timeout", "max_retries", "api_key_env"},
 }
+HOW_TO_ASK = ("batch_size", "timeout", "max_retries", "api_key_env")  # of a server: a resumed run may change it
 
 
 class ScorerSection(Section):

@@ -103,3 +103,19 @@ def test_a_missing_column_of_the_eval_rows_is_found_too() -> None:
         "ppo.rewards.0.callable: scores:gold needs the column 'answer' of the rows, and held.jsonl has none"
         in result.stderr
     )
+
+
+def test_a_step_score_gives_no_columns() -> None:
+    """Said before the steps in front of it have asked a model."""
+    text = (
+        "method: data\noutput_dir: out\nsources: {path: rows.jsonl, format: prompt, columns: {prompt: question}}\n"
+        "engines: {small: {engine: transformers, model: {name_or_path: embedded:smollm2-135m-instruct}}}\n"
+        "steps:\n  - generate: {engine: small, into: completions, sampling: {n: 2}}\n  - score: {callable: scores:gold}\n"
+        "  - pairs: {}\n"
+    )
+    result = rlhf("check", recipe(text))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "r.yaml:7: steps.1.score.callable: scores:gold needs answer; the step score gives a function prompts, completions, "
+        "completion_ids, ended, and no column of the rows\n"
+    )

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import textwrap
+import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +73,24 @@ def test_the_wire_format(server: Any) -> None:
         ),
         ("/score", {"prompts": ["two"], "completions": [" e"], "ended": [True], "answer": ["C"]}, None),
     ]
+
+
+def test_the_server_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/rewards.md").read_text()
+    block = re.search(r"^    import json\n(?:    .*\n|\n)+", page, re.M)
+    assert block is not None
+    code, start = textwrap.dedent(block[0]).strip().rsplit("\n\n", 1)
+    assert start == 'ThreadingHTTPServer(("", 9000), Handler).serve_forever()'
+    reward = types.ModuleType("reward")
+    reward.score = lambda prompts, completions, answer: [
+        len(p) if a else None for p, a in zip(prompts, answer, strict=True)
+    ]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reward", reward)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    made: Any = Server(names["Handler"])
+    with running(made):
+        assert ask(made, columns=["answer"], batch_size=2) == [3.0, None, 3.0]
 
 
 def test_a_list_alone_and_null_are_answers(server: Any) -> None:

@@ -24,7 +24,7 @@ from rlhf.cli.check.paths import (
     problem_with_reward_model,
     will_be_made,
 )
-from rlhf.cli.check.scorers import columns_asked, problem_with_settings, problems_with_columns
+from rlhf.cli.check.scorers import columns_asked, problem_with_settings, problem_with_step, problems_with_columns
 from rlhf.embedded import PREFIX
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
@@ -232,5 +232,7 @@ def _look_up(
         for key, name in models.items():
             if not will_be_made(name, made):
                 found.problem((*path, *key), problem_with_reward_model(name))
+        if isinstance(section, ScoreStep):
+            found.problem((*path, "callable"), problem_with_step(section))
         if isinstance(section, ScorerSection | PairJudgeSection | ScoreStep) and section.callable is not None:
             found.problem((*path, "callable"), why_missing(section.callable))

@@ -13,8 +13,9 @@ from rlhf.cli.check.first_rows import problem_with_columns
 from rlhf.errors import RecipeError
 from rlhf.recipe.arguments import Columns, columns_of, written_arguments
 from rlhf.recipe.callables import why_missing
-from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.scorers import GIVEN, ScorerSection
 from rlhf.recipe.sections import SourceSection
+from rlhf.recipe.synthesis import ScoreStep
 from rlhf.recipe.yaml_lines import KeyPath
 
 
@@ -27,6 +28,20 @@ def problem_with_settings(section: ScorerSection) -> str | None:
     except RecipeError as error:
         return str(error).removeprefix("kwargs: ")
     return None
+
+
+def problem_with_step(step: ScoreStep) -> str | None:
+    """Why the function of a step `score` cannot be called there, or None; also for one that is not there."""
+    if step.callable is None or why_missing(step.callable):
+        return None
+    try:
+        asked = written_arguments(step.callable, {})
+    except RecipeError as error:
+        return str(error).removeprefix("kwargs: ")
+    if asked is None or not asked.needed:
+        return None
+    given = ", ".join(GIVEN)
+    return f"{step.callable} needs {', '.join(asked.needed)}; the step score gives a function {given}, and no column of the rows"
 
 
 def columns_asked(parts: Iterable[tuple[KeyPath, BaseModel]]) -> Columns:

@@ -63,6 +63,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     ]
     scores, parts = total_scores(scorers, samples)
     rows, dropped = _rows([prompt.content for prompt in prompts], groups, scores if scorers else None)
+    means = {name: mean_of(values) for name, values in parts.items()}
     report = {
         "prompts": prompts.report,
         "rows_in": len(prompts),
@@ -71,7 +72,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
         "samples": len(samples),
         "tokens": sum(len(s.completion.ids) for s in samples),
         "ended": sum(s.completion.ended for s in samples) / len(samples),
-        "mean_score": {name: mean_of(values)[0] for name, values in parts.items()},
+        "mean_score": {name: mean if share else None for name, (mean, share) in means.items()},
     }
     with atomic_folder(Path(recipe.output_dir) / "train") as folder:
         write_rows(folder / "part-0.parquet", rows)

@@ -103,7 +103,7 @@ def prompts(
 ) -> Prompts:
     """The distinct prompts of rows of any kind, in order, with the ids that generation starts from and the columns to `keep`.
 
-    Repeated prompts are dropped and counted; where columns are kept, a prompt with another value there is another one. So are prompts over `max_length` tokens, unless `on_overflow` is `error`; a prompt is never
+    Repeated prompts are dropped and counted; a prompt with another value in a named column is another one. So are prompts over `max_length` tokens, unless `on_overflow` is `error`; a prompt is never
     cut. The counts are in `.report`. Raises DataError as `tokenize` does, and RecipeError for a source without a needed column.
     """
     if not sources:
@@ -139,7 +139,7 @@ class _CountedStream:
         keep: Columns = NONE,
     ) -> None:
         self.sources, self.renderer = sources, renderer
-        self.stream = Stream(sources, seed=seed, kinds=kinds, keep=keep)
+        self.stream, self.keep = Stream(sources, seed=seed, kinds=kinds, keep=keep), keep
         self.dropped: Counter[str] = Counter()
         self.converted: str | None = None
         self.seen = 0  # rows that reached the tokenizer
@@ -151,12 +151,13 @@ class _CountedStream:
             yield [row for row in (self._of_kind(row, kinds) for row in chunk) if row is not None]
 
     def distinct_prompts(self) -> Iterator[list[Located]]:
-        """The first row of every prompt, or of every prompt with its columns."""
+        """The first row of every prompt; a prompt with another value in a column that a scorer names is another one."""
         met: set[int] = set()
         for chunk in chunks(self.stream, AT_ONCE):
             rows = []
             for row in chunk:
-                key = hash((text_of(row.data["prompt"]), repr(row.columns)))
+                named = [(row.columns or {}).get(name) for name in sorted(self.keep.names)]
+                key = hash((text_of(row.data["prompt"]), repr(named)))
                 if key not in met:
                     met.add(key)
                     rows.append(row)

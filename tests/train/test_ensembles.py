@@ -112,8 +112,9 @@ def test_a_member_without_a_unit_is_refused(make: Callable[[str], tuple[list[str
     (Path(folders[1]) / "scores.json").unlink()
     with pytest.raises(RecipeError, match=rf"models: {folders[1]} has no scores.json.*normalize: false"):
         load_scorers([ScorerSection(models=folders)], tiny_tokenizer())
-    raw = ScorerSection(models=folders, normalize=False)
-    assert total_scores(load_scorers([raw], tiny_tokenizer()), [])[1] == {"ensemble_spread": [], "ensemble": []}
+    for combine in ("mean", "min", "mean_minus_std"):  # of no samples, which a process may have in an evaluation
+        raw = ScorerSection(models=folders, normalize=False, combine=combine)
+        assert total_scores(load_scorers([raw], tiny_tokenizer()), [])[1] == {"ensemble_spread": [], "ensemble": []}
 
 
 def test_the_value_model_starts_as_the_first_member(make: Callable[[str], tuple[list[str], Make]]) -> None:

@@ -137,6 +137,8 @@ def test_a_column_that_is_not_there_stops_the_run_before_a_model_is_loaded(make:
 def test_prompts_that_differ_in_a_column_are_two(make: Make) -> None:
     twice = [*ROWS, ROWS[0] | {"letter": "z"}, ROWS[1]]
     assert len(stage_of(make(rows=twice)).prompts) == 7
+    other_levels = [*ROWS, *(row | {"level": 9} for row in ROWS)]  # which no parameter names
+    assert len(stage_of(make(rows=other_levels)).prompts) == 6
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])

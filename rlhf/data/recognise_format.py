@@ -55,7 +55,8 @@ def choose(
     """The source's format: the one that it names, checked against the columns, or the one that the columns show.
 
     `rows` are the source's first `SAMPLE` rows; a column counts when any of them has it. `kinds` are the kinds of row that the method
-    takes, None where any kind is good. `others` are names that `columns` may map beside the format's. Raises DataError with the columns found, the columns needed and a `columns:` line to
+    takes, None where any kind is good. `others` are columns that a reward reads: `columns` may map them, and they are no answers
+    that the format would throw away. Raises DataError with the columns found, the columns needed and a `columns:` line to
     start from, or with the formats to choose between. Raises RecipeError for a template that the format cannot fill.
     """
     _check_mapping(rows, source, others)
@@ -65,7 +66,7 @@ def choose(
     if source.format:
         fitting = [source.format] if _has_columns(f, source.format) else []
     else:
-        fitting = _fitting(f)
+        fitting = _fitting(f) or _fitting(_without(f, others))
         if len(fitting) > 1 and kinds:
             fitting = _taken(fitting, rows, source, kinds)
     if not fitting or _is_pair_beside_answer(f, source, kinds):
@@ -80,6 +81,12 @@ def choose(
 def _fitting(f: Fields) -> list[Format]:
     """The formats whose columns are there, and against which nothing else in the row speaks."""
     return [format for format, spec in SPECS.items() if spec.fits and _has_columns(f, format) and spec.fits(f)]
+
+
+def _without(f: Fields, others: Collection[str]) -> Fields:
+    """The row without some of its columns."""
+    data = {name: value for name, value in f.data.items() if name not in others}
+    return Fields(Located(f.located.file, f.located.row, data))
 
 
 def _taken(

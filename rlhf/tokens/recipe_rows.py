@@ -5,11 +5,12 @@ What is shown is therefore what is trained: the same sources, limits and seed, f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rlhf.data.load import Stream
-from rlhf.recipe.arguments import Columns, columns_of, imported_arguments
+from rlhf.recipe.arguments import columns_of, imported_arguments, written_arguments
 from rlhf.recipe.schema import EvalRecipe, GenerateRecipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.dataset import TokenizedRows, prompts, tokenize
@@ -34,7 +35,8 @@ def with_template(recipe: R) -> R:
         return recipe
     sources = recipe.data.train if isinstance(recipe, TrainRecipe) else recipe.prompts
     kinds = recipe.row_kinds if isinstance(recipe, TrainRecipe) else {"prompt"}
-    keep = Columns({}, every=bool(recipe.scorers))  # whatever they read: no function is imported for this
+    keep = columns_of(recipe.scorers, written_arguments)  # no function is imported for this
+    keep = replace(keep, needed={}, optional=frozenset(keep.names))  # what is not there is said when the rows are read
     streams = (Stream([source], seed=recipe.seed, kinds=kinds, needs_rows=False, keep=keep) for source in sources)
     firsts = (row for stream in streams if (row := next(iter(stream), None)) is not None)
     kind = "chat" if any(isinstance(row.data["prompt"], list) for row in firsts) else "plain"

@@ -44,6 +44,14 @@ def test_what_fits_is_accepted(changes: list[str]) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
 
 
+def test_a_column_that_a_reward_reads_is_no_answer_that_is_thrown_away() -> None:
+    """Rows of a prompt and an answer are prompts then, without `format`; else the answer is not passed over in silence."""
+    text = PPO.replace("rows.jsonl", "{path: rows.jsonl, columns: {prompt: question}}")
+    assert rlhf("check", recipe(text.replace("scores:score", "scores:gold"))).exit_code == 0
+    result = rlhf("check", recipe(text.replace("scores:score", "scores:plain")))
+    assert result.exit_code == 2 and "no format fits the columns found: question, answer" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -64,7 +64,7 @@ def make(recipe_of: Recipes, ending: Callable[..., str], rows: dict[str, str], t
         path.write_text("".join(json.dumps(row) + "\n" for row in sections.pop("rows", ROWS)))
         source = {
             "path": str(path),
-            "format": "prompt",
+            "format": sections.pop("format", "prompt"),
             "columns": {"prompt": "question"} | sections.pop("columns", {}),
         }
         rewards = [r if isinstance(r, dict) else {"callable": f"{functions}:{r}"} for r in names]
@@ -96,6 +96,13 @@ def test_each_column_is_repeated_for_each_completion_of_its_prompt(make: Make, f
     assert given["prompts"][0::2] == given["prompts"][1::2]
     for key in ("letter", "answer", "level"):
         assert given[key] == of(key, given["prompts"])
+
+
+def test_rows_of_a_prompt_and_an_answer_need_no_format(make: Make) -> None:
+    rows = [{"question": row["question"], "answer": row["answer"]} for row in ROWS]
+    recipe = make("grpo", ({"callable": "rlhf.rewards:gsm8k"},), rows=rows, format=None)
+    train(recipe)  # as a command does: the template's kind is settled first
+    assert len(metrics_of(recipe)) == 4
 
 
 def test_a_column_may_be_mapped_to_another_name_and_settings_come_from_the_recipe(make: Make, functions: str) -> None:

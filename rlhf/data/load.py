@@ -18,8 +18,8 @@ import numpy as np
 
 from rlhf.data.formats import convert
 from rlhf.data.recognise_format import SAMPLE, choose
-from rlhf.data.rows import Located, Quarantine, Row, chunks, kind_of
-from rlhf.data.sources import read, read_file, table_files
+from rlhf.data.rows import Located, Quarantine, chunks, kind_of
+from rlhf.data.sources import columns_in, named_columns, read, read_file, table_files
 from rlhf.data.where import select
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.arguments import NONE, Columns
@@ -207,16 +207,6 @@ class Stream:
         why = "; ".join(f"{n} x {reason}" for reason, n in most) or "the files are empty"
         file = first["file"] if first else ", ".join(s.path for s in self._from)
         return DataError(file, f"no usable row: {why}", row=first["row"] if first else None)
-
-
-def named_columns(data: Row, source: SourceSection) -> Row:
-    """A raw row's columns under their own names, and under those that the source's `columns` gives them."""
-    return data | {name: data[column] for name, column in (source.columns or {}).items() if column in data}
-
-
-def columns_in(rows: Sequence[Located], source: SourceSection) -> list[str]:
-    """The columns that any of some raw rows has, by all of their names."""
-    return list(dict.fromkeys(name for row in rows for name in named_columns(row.data, source)))
 
 
 def _unit_of(number: int, group: str) -> int:

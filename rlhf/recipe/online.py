@@ -77,11 +77,8 @@ class OnlineSection(Section):
         if not isinstance(section, dict) or "missing_eos" in section or not isinstance(section.get("rewards"), list):
             return section
         given = [reward for reward in section["rewards"] if isinstance(reward, dict)]
-        return (
-            section | {"missing_eos": {}}
-            if any(reward.get("model") or reward.get("models") for reward in given)
-            else section
-        )
+        has_model = any(reward.get("model") or reward.get("models") for reward in given)
+        return section | {"missing_eos": {}} if has_model else section
 
     @model_validator(mode="after")
     def _rollouts_are_the_policys_own(self) -> OnlineSection:

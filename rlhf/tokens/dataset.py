@@ -103,8 +103,9 @@ def prompts(
 ) -> Prompts:
     """The distinct prompts of rows of any kind, in order, with the ids that generation starts from and the columns to `keep`.
 
-    Repeated prompts are dropped and counted; a prompt with another value in a named column is another one. So are prompts over `max_length` tokens, unless `on_overflow` is `error`; a prompt is never
-    cut. The counts are in `.report`. Raises DataError as `tokenize` does, and RecipeError for a source without a needed column.
+    Repeated prompts are dropped and counted; a prompt with another value in a column that a scorer names is another one. Prompts over
+    `max_length` tokens are dropped and counted too, unless `on_overflow` is `error`; a prompt is never cut. The counts are in `.report`.
+    Raises DataError as `tokenize` does, and RecipeError for a source without a needed column.
     """
     if not sources:
         return Prompts()

@@ -88,7 +88,7 @@ def problem_with_source(
 
 def problem_with_columns(source: SourceSection, keep: Columns) -> str | None:
     """Why the source's columns do not do for the scorers, or None."""
-    from rlhf.data.load import columns_in
+    from rlhf.data.sources import columns_in
 
     try:
         rows = head(source) if keep else []

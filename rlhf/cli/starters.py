@@ -39,7 +39,7 @@ def _online(method: str, n: int = 1) -> str:
         + f"""{method}:
   rollout_batch_size: 64  # prompts of one iteration
   sampling: {{{sampling}}}
-  rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; or {{model: outputs/reward}}
+  rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
   kl_coef: 0.05  # a larger one stays nearer to the model it starts from
 """
     )
@@ -65,14 +65,14 @@ steps:  # in this order
     "generate": MODEL
     + """prompts: [{path: embedded:film-reviews, split: test, max_rows: 16}]
 sampling: {n: 4, max_new_tokens: 64, temperature: 1.0}
-scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; or {model: outputs/reward}
+scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
 """,
     "eval": """models:  # the first is the one that the others are compared with
   - {name: base, name_or_path: embedded:smollm2-135m-instruct}
   - {name: trained, name_or_path: outputs/dpo}
 prompts: [{path: embedded:film-reviews, split: test, max_rows: 100}]
 sampling: {max_new_tokens: 64}
-scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; or {model: outputs/reward}
+scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
 """,
 }
 

@@ -46,7 +46,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     reference = load_reference(recipe, device, console)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs
     say(console, "loading the judges")
-    judges = load_judges(recipe, tokenizer)
+    judges = load_judges(recipe, tokenizer, prompts.columns)
     everyone = list(answers(recipe, reference, device, console))
     del reference
     gc.collect()  # the policies are no longer needed: their memory is for the reward models

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     Fraction,
     NonNegativeFloat,
@@ -16,7 +17,6 @@ from rlhf.recipe.sections import (
     PositiveFloat,
     PositiveInt,
     SamplingSection,
-    ScorerSection,
     Section,
 )
 from rlhf.recipe.training import TrainRecipe
@@ -80,7 +80,8 @@ class OnlineSection(Section):
         if not isinstance(section, dict) or "missing_eos" in section or not isinstance(section.get("rewards"), list):
             return section
         given = [reward for reward in section["rewards"] if isinstance(reward, dict)]
-        return section | {"missing_eos": {}} if any(reward.get("model") for reward in given) else section
+        has_model = any(reward.get("model") or reward.get("models") for reward in given)
+        return section | {"missing_eos": {}} if has_model else section
 
     @model_validator(mode="after")
     def _rollouts_are_the_policys_own(self) -> OnlineSection:
@@ -188,15 +189,19 @@ class OnlineRecipe(TrainRecipe):
         return section
 
     @property
+    def scorers(self) -> list[ScorerSection]:
+        return self.online.rewards
+
+    @property
     def longest_prompt(self) -> int:
         return self.data.max_length - self.online.sampling.max_new_tokens
 
     def other_models(self) -> dict[str, str]:
         named = {f"{self.method}.reference": self.online.reference}
         named |= {
-            f"{self.method}.rewards.{i}.model": reward.model
+            f"{self.method}.rewards.{i}.{'.'.join(map(str, key))}": model
             for i, reward in enumerate(self.online.rewards)
-            if reward.model is not None
+            for key, model in reward.model_keys.items()
         }
         return {key: name for key, name in named.items() if name != "initial"}
 

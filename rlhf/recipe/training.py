@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -88,6 +90,11 @@ class TrainRecipe(Recipe):
     def other_models(self) -> dict[str, str]:
         """The models that the run loads beside `model`, by the key that names each: references, reward models."""
         return {}
+
+    @property
+    def scorers(self) -> Sequence[ScorerSection]:
+        """What gives rewards to the completions that the method samples itself."""
+        return ()
 
     def callables(self) -> dict[str, str]:
         """The Python functions that the run calls, by the key that names each."""

@@ -59,7 +59,7 @@ class ReinforcePp(Online):
 
     def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:
         returns = [rewards_to_go(self.token_rewards(r), r.batch.rows) for r in rollouts]
-        whitened = whiten_all(returns, self.sum_over_ranks)
+        whitened = whiten_all(returns, self.ranks.sum)
         return [
             Experience(**vars(rollout), advantages=own, returns=to_go)
             for rollout, own, to_go in zip(rollouts, whitened, returns, strict=True)

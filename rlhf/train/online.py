@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.generation.engine import Completion
+from rlhf.generation.ensemble import Ensemble
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template
-from rlhf.generation.scorers import Scorer, load_scorers, total_scores
+from rlhf.generation.scorers import Scorer, load_scorers, mean_of, total_scores
 from rlhf.losses import (
     AdaptiveKl,
     FixedKl,
@@ -41,6 +42,7 @@ from rlhf.models.policy import Reference
 from rlhf.recipe.online import OnlineRecipe, OnlineSection
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update
+from rlhf.train.ranks import Ranks
 from rlhf.train.rollout import Experience, Rollout, evaluate
 from rlhf.train.setup import Setup
 
@@ -53,7 +55,7 @@ class Online(ABC):
     def __init__(self, recipe: OnlineRecipe, setup: Setup) -> None:
         self.section: OnlineSection = recipe.online
         self.method, self.seed = recipe.method, recipe.seed
-        self.accelerator = setup.accelerator
+        self.accelerator, self.ranks = setup.accelerator, Ranks(setup.accelerator)
         for reward in self.section.rewards:
             check_template(reward, recipe.data.template)
         self.model = self.policy = setup.policy()
@@ -61,7 +63,10 @@ class Online(ABC):
         self.critic = self.make_critic(setup)
         self.module: nn.Module = self.policy if self.critic is None else self.critic
         self.engine = setup.engine(self.policy)
-        self.scorers = load_scorers(self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy))
+        columns = dict.fromkeys([*getattr(setup.train, "columns", ()), *getattr(setup.held_out, "columns", ())])
+        self.scorers = load_scorers(
+            self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy), columns
+        )
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
         self.batch_size = recipe.prompts_per_microbatch
@@ -125,7 +130,7 @@ class Online(ABC):
     def _moved_enough(self) -> bool:
         """Whether the policy of the last update was `target_kl` or more from the one that sampled, on all ranks alike."""
         target = self.section.target_kl
-        return target is not None and float(self.sum_over_ranks(self.moved)) >= target
+        return target is not None and float(self.ranks.sum(self.moved)) >= target
 
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """What the method measures beside what all of them do, over all ranks."""
@@ -182,8 +187,8 @@ class Online(ABC):
         groups = self.engine.generate([prompt.ids for prompt in mine], sampling, seed=seed)
         scores, _ = sample_scores(groups, mine, self.scorers)
         return {
-            "score": self.mean_over_ranks(scores),
-            "length": self.mean_over_ranks(torch.tensor([float(len(g[0].ids)) for g in groups])),
+            "score": self.ranks.mean(scores),
+            "length": self.ranks.mean(torch.tensor([float(len(g[0].ids)) for g in groups])),
         }
 
     def state(self) -> dict[str, Any]:
@@ -192,60 +197,35 @@ class Online(ABC):
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl.value = state["kl_coef"]
 
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """The sum of a tensor of each rank, the same on all."""
-        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return total
-
-    def mean_over_ranks(self, values: Tensor) -> float:
-        """The mean of the values of all ranks."""
-        total, count = self.sum_over_ranks(torch.tensor([float(values.sum()), float(values.numel())]))
-        return float(total) / float(count)
-
-    def variance_over_ranks(self, values: Tensor) -> float:
-        """Their mean squared distance from the mean of all ranks."""
-        return self.mean_over_ranks((values - self.mean_over_ranks(values)) ** 2)
-
-    def _correlation(self, a: Tensor, b: Tensor) -> float:
-        """Pearson's, over the samples of all ranks; 0 where one of them does not vary."""
-        a, b = (values - self.mean_over_ranks(values) for values in (a, b))
-        spread = (self.mean_over_ranks(a**2) * self.mean_over_ranks(b**2)) ** 0.5
-        return self.mean_over_ranks(a * b) / spread if spread > 0 else 0.0
-
-    def _alike(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> dict[str, float]:
-        """The share of prompts whose samples all score the same, where a prompt has several."""
-        if self.section.sampling.n == 1:
-            return {}
-        parts = scores.split([len(group) for group in groups])
-        return {"groups_alike": self.mean_over_ranks(torch.tensor([float((p == p[0]).all()) for p in parts]))}
-
     def _measure(
         self,
         groups: Sequence[Sequence[Completion]],
         scores: Tensor,
-        parts: dict[str, float],
+        parts: dict[str, tuple[float, float]],
         experiences: Sequence[Experience],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
         lengths = torch.tensor([float(len(c.ids)) for group in groups for c in group])
         kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
-        return (
-            {
-                "score": self.mean_over_ranks(scores),
-                "kl": self.mean_over_ranks(kl),
-                "kl_error": (self.variance_over_ranks(kl) / (self.section.rollout_batch_size * self.section.sampling.n))
-                ** 0.5,
-                "kl_coef": self.kl.value,
-                "objective": self.mean_over_ranks(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
-                "entropy": self.mean_over_ranks(torch.cat([-r.old_logprobs for r in experiences])),
-                "length": self.mean_over_ranks(lengths),
-                "score_std": self.variance_over_ranks(scores) ** 0.5,
-                "score_length_corr": self._correlation(scores, lengths),
-                "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
-            }
-            | self._alike(scores, groups)
-            | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
-        )
+        samples = self.section.rollout_batch_size * self.section.sampling.n
+        ranks, n = self.ranks, self.section.sampling.n
+        measured = {
+            "score": ranks.mean(scores),
+            "score_std": ranks.variance(scores) ** 0.5,
+            "score_length_corr": ranks.correlation(scores, lengths),
+            "kl": ranks.mean(kl),
+            "kl_error": (ranks.variance(kl) / samples) ** 0.5,
+            "kl_coef": self.kl.value,
+            "objective": ranks.mean(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
+            "entropy": ranks.mean(torch.cat([-r.old_logprobs for r in experiences])),
+            "length": ranks.mean(lengths),
+            "eos_rate": ranks.mean(torch.tensor([float(c.ended) for g in groups for c in g])),
+        }
+        if n > 1:
+            alike = [float((part == part[0]).all()) for part in scores.split(n)]
+            measured["groups_alike"] = ranks.mean(torch.tensor(alike))
+        means = {f"score/{name}": ranks.weighted_mean(*part) for name, part in parts.items()}
+        return measured | {name: mean for name, mean in means.items() if mean is not None}
 
     def _controller(self) -> KlController:
         """What sets kl_coef, with a word on how far it can go in this run."""
@@ -266,10 +246,11 @@ class Online(ABC):
             return
         samples = samples_of(groups, prompts)
         for scorer in self.scorers:
-            if isinstance(scorer.score, RewardScorer) and abs(effect := scorer.score.effect_of_end(samples)) > 1.0:
-                self.accelerator.print(
-                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.section.missing_eos)}"
-                )
+            members = scorer.score.members if isinstance(scorer.score, Ensemble) else [scorer.score]
+            for member in members:
+                if isinstance(member, RewardScorer) and abs(effect := member.effect_of_end(samples)) > 1.0:
+                    said = member.about_ends(scorer.name, effect, self.section.missing_eos)
+                    self.accelerator.print(f"warning: {said}")
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         """This rank's prompts of one iteration: the next of an endless stream of permutations."""
@@ -293,12 +274,12 @@ class Online(ABC):
 
 def sample_scores(
     groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
-) -> tuple[Tensor, dict[str, float]]:
-    """The total score of every completion in order, [M], and the mean of each scorer."""
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """The total score of every completion in order, [M]; of each scorer the mean, and the share of completions it applies to."""
     total, parts = total_scores(scorers, samples_of(groups, prompts))
-    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
+    return torch.tensor(total), {name: mean_of(scores) for name, scores in parts.items()}
 
 
 def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[Sample]:
     """Every completion with its prompt, in order."""
-    return [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+    return [Sample(p.text, p.ids, c, p.columns) for p, group in zip(prompts, groups, strict=True) for c in group]

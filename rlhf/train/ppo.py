@@ -45,14 +45,14 @@ class Ppo(Online):
 
     def centred(self, scores: Tensor) -> Tensor:
         if self.reward_offset is None:  # the policy is still the reference: centre on what it writes
-            self.reward_offset = self.mean_over_ranks(scores)
+            self.reward_offset = self.ranks.mean(scores)
         return scores - self.reward_offset
 
     def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:
         """GAE over each completion, and whitening over all rollouts of all ranks."""
         rewards = [self.token_rewards(r) for r in rollouts]
         if self.section.whiten_rewards:
-            rewards = whiten_all(rewards, self.sum_over_ranks, shift_mean=False)
+            rewards = whiten_all(rewards, self.ranks.sum, shift_mean=False)
         experiences = []
         for rollout, own in zip(rollouts, rewards, strict=True):
             advantages, returns = self._gae(rollout, own, self.section.lam)
@@ -61,7 +61,7 @@ class Ppo(Online):
             experiences.append(Experience(**vars(rollout), advantages=advantages, returns=returns))
         if not self.section.whiten_advantages:
             return experiences
-        whitened = whiten_all([e.advantages for e in experiences], self.sum_over_ranks)
+        whitened = whiten_all([e.advantages for e in experiences], self.ranks.sum)
         return [replace(e, advantages=own) for e, own in zip(experiences, whitened, strict=True)]
 
     def _gae(self, rollout: Rollout, rewards: Tensor, lam: float) -> tuple[Tensor, Tensor]:
@@ -92,8 +92,8 @@ class Ppo(Online):
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
         returns = torch.cat([e.returns for e in experiences])
         errors = returns - torch.cat([e.old_values for e in experiences])
-        variance = self.mean_over_ranks((returns - self.mean_over_ranks(returns)) ** 2)
-        return {"value/explained_variance": 1.0 - self.mean_over_ranks(errors**2) / max(variance, 1e-8)}
+        variance = self.ranks.mean((returns - self.ranks.mean(returns)) ** 2)
+        return {"value/explained_variance": 1.0 - self.ranks.mean(errors**2) / max(variance, 1e-8)}
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"reward_offset": self.reward_offset}
@@ -110,7 +110,7 @@ def _value_model(section: PpoSection, setup: Setup, policy: Policy) -> ScalarMod
     source = _value_source(section, setup)
     model = setup.value_model(policy, source)
     if source is not None and is_reward_model(source):
-        reward = next((r for r in section.rewards if r.model == source), None)
+        reward = next((r for r in section.rewards if source in r.reward_models), None)
         weight = 1.0 if reward is None else reward.weight
         scale = model.scale if reward is None or reward.normalize else None
         mean, std = (0.0, 1.0) if scale is None else (scale.mean, scale.std)
@@ -124,5 +124,5 @@ def _value_source(section: PpoSection, setup: Setup) -> str | None:
         if not same_tokens(section.value_model, setup.tokenizer):
             raise RecipeError(f"ppo.value_model: {section.value_model} has another tokenizer than the policy")
         return section.value_model
-    models = [s.model for s in section.rewards if s.model is not None and same_tokens(s.model, setup.tokenizer)]
-    return next(iter(models), None)
+    models = (name for reward in section.rewards for name in reward.reward_models)
+    return next((name for name in models if same_tokens(name, setup.tokenizer)), None)

@@ -189,7 +189,8 @@ def test_validators_name_the_key_at_fault() -> None:
     )
     assert problems(path) == [
         "r.yaml:7: ppo.rewards.0.callable: must read module:function",
-        "r.yaml:8: ppo.rewards.1: give exactly one of model (a reward model's folder) and callable (module:function)",
+        "r.yaml:8: ppo.rewards.1: give exactly one of model (a reward model's folder), models (several), callable "
+        "(module:function) and url (a server)",
     ]
     assert problems(path, "ppo.rewards=[{callable: 'a:b'}]") == [
         "r.yaml:9: ppo.num_mini_batches: must divide rollout_batch_size * sampling.n"

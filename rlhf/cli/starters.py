@@ -28,8 +28,11 @@ PREFERENCES = "preferences.jsonl"  # a file that the user has to name
 FILMS = "embedded:film-reviews"
 
 
-def _online(method: str, n: int = 1) -> str:
-    """The starter of a method that samples `n` completions of each prompt."""
+KL = "kl_coef: 0.05  # a larger one stays nearer to the model it starts from"
+
+
+def _online(method: str, n: int = 1, near: str = KL) -> str:
+    """The starter of a method that samples `n` completions of each prompt; `near`: what holds it to its reference."""
     sampling = "max_new_tokens: 64" + (f", n: {n}" if n > 1 else "")
     overflow = "drop  # a prompt with no room for an answer; or error"
     return (
@@ -40,7 +43,7 @@ def _online(method: str, n: int = 1) -> str:
   rollout_batch_size: 64  # prompts of one iteration
   sampling: {{{sampling}}}
   rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
-  kl_coef: 0.05  # a larger one stays nearer to the model it starts from
+  {near}
 """
     )
 
@@ -56,6 +59,7 @@ BODIES = {
     "rloo": _online("rloo", 4),
     "grpo": _online("grpo", 8),
     "reinforce_pp": _online("reinforce_pp"),
+    "online_dpo": _online("online_dpo", 2, "beta: 0.1  # a larger one stays nearer to the model it starts from"),
     "data": """sources: [{path: rankings.jsonl}]  # all formats: rlhf docs formats
 steps:  # in this order
   - pairs: {strategy: all}

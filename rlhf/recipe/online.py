@@ -1,11 +1,11 @@
-"""The recipes of the methods that sample their own completions: PPO, RLOO, GRPO, REINFORCE++.
+"""The recipes of the methods that sample their own completions: PPO, RLOO, GRPO, REINFORCE++, online DPO.
 
-They share rollouts, rewards and the KL to the reference. They differ by what makes an advantage of a score.
+They share rollouts, rewards and the reference. They differ by what they make of the scores: advantages, or pairs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,9 +53,6 @@ class MissingEosSection(Section):
 class OnlineSection(Section):
     """What the methods share. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each.
 
-    The KL to the reference is a part of the reward of each token (`kl_in: reward`) or of the loss (`loss`), by one of Schulman's
-    estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the upper clip range, `cliprange` if it is left out.
-    With `target_kl`, an iteration makes no further update once its policy is that far from the one that sampled (nats a token).
     Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
     """
 
@@ -65,13 +62,6 @@ class OnlineSection(Section):
     sampling: SamplingSection = SamplingSection()
     rewards: list[ScorerSection] = Field(min_length=1)
     reference: str = "initial"
-    kl_coef: NonNegativeFloat = 0.05
-    kl_in: Literal["reward", "loss"] = "reward"
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    adaptive_kl: AdaptiveKlSection | None = None
-    cliprange: PositiveFloat = 0.2
-    cliprange_high: PositiveFloat | None = None
-    target_kl: PositiveFloat | None = None
     missing_eos: MissingEosSection | None = None
 
     @model_validator(mode="before")
@@ -93,8 +83,24 @@ class OnlineSection(Section):
             raise ValueError("num_mini_batches: must divide rollout_batch_size * sampling.n")
         return self
 
+
+class PolicyGradientSection(OnlineSection):
+    """What the methods with a policy gradient share. The KL to the reference is a part of the reward of each token (`kl_in: reward`)
+    or of the loss (`loss`), by one of Schulman's estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the
+    upper clip range, `cliprange` if it is left out. With `target_kl`, an iteration makes no further update once its policy is that
+    far from the one that sampled (nats a token).
+    """
+
+    kl_coef: NonNegativeFloat = 0.05
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    adaptive_kl: AdaptiveKlSection | None = None
+    cliprange: PositiveFloat = 0.2
+    cliprange_high: PositiveFloat | None = None
+    target_kl: PositiveFloat | None = None
+
     @model_validator(mode="after")
-    def _the_estimator_has_a_gradient(self) -> OnlineSection:
+    def _the_estimator_has_a_gradient(self) -> PolicyGradientSection:
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "kl_estimator: the gradient of k1 is zero on average, so in the loss it would hold the policy to nothing; "
@@ -103,7 +109,7 @@ class OnlineSection(Section):
         return self
 
 
-class PpoSection(OnlineSection):
+class PpoSection(PolicyGradientSection):
     """PPO for language models, with a value model. The keys of the rollouts are those of every method that samples.
 
     `value: own` is a value model that starts as `value_model`, else as the first reward model that reads the policy's tokens;
@@ -142,7 +148,7 @@ class PpoSection(OnlineSection):
         return self
 
 
-class GroupSection(OnlineSection):
+class GroupSection(PolicyGradientSection):
     """Methods that compare the completions of one prompt with each other need two of each at least."""
 
     num_ppo_epochs: PositiveInt = 1
@@ -171,10 +177,30 @@ class GrpoSection(GroupSection):
     scale_rewards: bool = True
 
 
-class ReinforcePpSection(OnlineSection):
+class ReinforcePpSection(PolicyGradientSection):
     """REINFORCE++: the reward still to come, less the mean over the whole iteration, divided by its deviation."""
 
     num_ppo_epochs: PositiveInt = 1
+
+
+class OnlineDpoSection(OnlineSection):
+    """DPO on pairs of the policy's own samples: the best and the worst of each prompt. `beta`, `loss_type` and `label_smoothing` are
+    those of `dpo`.
+    """
+
+    num_ppo_epochs: PositiveInt = 1
+    sampling: SamplingSection = SamplingSection(n=2)
+    beta: PositiveFloat = 0.1
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _there_is_something_to_compare(self) -> OnlineDpoSection:
+        if self.sampling.n < 2:
+            raise ValueError("sampling.n: must be 2 at least: the best and the worst of them become a pair")
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing: does nothing with loss_type: {self.loss_type}; leave it out")
+        return self
 
 
 class OnlineRecipe(TrainRecipe):
@@ -289,3 +315,10 @@ class ReinforcePpRecipe(OnlineRecipe):
 
     method: Literal["reinforce_pp"]
     reinforce_pp: ReinforcePpSection
+
+
+class OnlineDpoRecipe(OnlineRecipe):
+    stage = "rlhf.train.online_dpo:OnlineDpo"
+
+    method: Literal["online_dpo"]
+    online_dpo: OnlineDpoSection

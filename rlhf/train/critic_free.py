@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rlhf.losses import group_relative, leave_one_out, rewards_to_go
 from rlhf.recipe.online import GrpoSection
-from rlhf.train.online import Online
+from rlhf.train.policy_gradient import PolicyGradient
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 
 
-class Grouped(Online):
+class Grouped(PolicyGradient):
     """The samples of one prompt are each other's baseline; a microbatch holds them all."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Grpo(Grouped):
         return group_relative(totals, groups, scale=self.section.scale_rewards)
 
 
-class ReinforcePp(Online):
+class ReinforcePp(PolicyGradient):
     """REINFORCE++: the whole iteration is the baseline, so one sample of a prompt is enough."""
 
     def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:

@@ -1,21 +1,19 @@
-"""What the methods that sample share: rollouts, scores, the KL to the reference, and the iteration.
+"""What the methods that sample share: rollouts, scores, the KL to the reference, and the iteration up to its updates.
 
 for each iteration:
     1 sample    n completions of each prompt from the policy
     2 score     reward models and callables; the missing-EOS rule
     3 evaluate  log-probabilities of policy and reference at the sampling temperature, and values where there is a value model
-    4 estimate  an advantage for every token: the method's own
-    5 update    for each epoch, each minibatch: the clipped policy loss, and what the method adds
-    6 control   kl_coef follows the measured KL, where it is adaptive
+    4 estimate  what the method learns from them: an advantage for every token, or pairs
+    5 update    for each epoch, each minibatch: the method's loss
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,31 +24,25 @@ from rlhf.generation.ensemble import Ensemble
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template
 from rlhf.generation.scorers import Scorer, load_scorers, mean_of, total_scores
 from rlhf.losses import (
-    AdaptiveKl,
-    FixedKl,
-    KlController,
     LossOutput,
-    kl_estimate,
-    kl_loss,
     missing_eos_scores,
-    policy_loss,
-    token_rewards,
 )
-from rlhf.losses.output import share_of_mean
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.policy import Reference
 from rlhf.recipe.online import OnlineRecipe, OnlineSection
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update
 from rlhf.train.ranks import Ranks
-from rlhf.train.rollout import Experience, Rollout, evaluate
+from rlhf.train.rollout import Rollout, evaluate
 from rlhf.train.setup import Setup
 
+E = TypeVar("E", bound=Rollout)  # a rollout with what the method's step 4 makes of it
+Groups = Sequence[Sequence[Completion]]  # the completions of each prompt
 EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
 
 
-class Online(ABC):
-    """Prompts in, a policy out. A subclass says what an advantage is (`estimate`)."""
+class Online(ABC, Generic[E]):
+    """Prompts in, a policy out. A subclass says what an iteration's samples teach (`estimate`), and by which loss."""
 
     def __init__(self, recipe: OnlineRecipe, setup: Setup) -> None:
         self.section: OnlineSection = recipe.online
@@ -73,21 +65,22 @@ class Online(ABC):
         self.total_steps = recipe.training.max_steps or int(
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
-        self.kl = self._controller()
-        self.moved = torch.zeros(
-            (), device=self.accelerator.device
-        )  # policy/approx_kl of the update that is being made
-        self.first = True  # whether that is the iteration's first
 
     def make_critic(self, setup: Setup) -> ActorCritic | None:
         """The policy with a value model, for a method that has one."""
         return None
 
     @abstractmethod
-    def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:
-        """Step 4: an advantage for every token of the iteration."""
+    def estimate(self, rollouts: Sequence[Rollout]) -> list[E]:
+        """Step 4: the iteration's microbatches as step 5 trains on them."""
 
-    def updates(self, step: int) -> Iterator[Update[Experience]]:
+    @abstractmethod
+    def count(self, batch: E) -> float: ...
+
+    @abstractmethod
+    def forward_loss(self, module: nn.Module, batch: E, count: Tensor) -> LossOutput: ...
+
+    def updates(self, step: int) -> Iterator[Update[E]]:
         """One iteration: rollouts first, then each optimizer step's microbatches."""
         prompts = self._prompts_of(step)
         # 1 sample
@@ -97,10 +90,11 @@ class Online(ABC):
         if step == 0:
             self._ask_about_ends(groups, prompts)
         # 3 evaluate
+        kept, final_scores = self.kept(groups, self._final_scores(self.centred(scores), groups))
         rollouts = evaluate(
             prompts,
-            groups,
-            self._final_scores(self.centred(scores), groups),
+            kept,
+            final_scores,
             policy=self.policy,
             critic=self.critic,
             reference=self.reference,
@@ -111,28 +105,16 @@ class Online(ABC):
         experiences = self.estimate(rollouts)
         metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences)
         # 5 update
-        for made, chosen in enumerate(self._minibatches(experiences, step), start=1):
-            self.moved = torch.zeros((), device=self.accelerator.device)
-            self.first = made == 1
-            yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics | {"updates": made})
-            if self._moved_enough():
-                break
-        # 6 control
-        self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
-
-    def _minibatches(self, experiences: Sequence[Experience], step: int) -> Iterator[list[Experience]]:
-        """Each update's microbatches. Whole ones are shuffled: each keeps its rows, and with them its exact old log-probabilities."""
+        made = 0
         for epoch in range(self.section.num_ppo_epochs):
+            # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
             order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
             for minibatch in np.array_split(order, self.section.num_mini_batches):
-                yield [experiences[i] for i in minibatch]
+                made += 1
+                chosen = [Microbatch(e := experiences[i], tokens=e.batch.input_ids.numel()) for i in minibatch]
+                yield Update(chosen, metrics | {"updates": made})
 
-    def _moved_enough(self) -> bool:
-        """Whether the policy of the last update was `target_kl` or more from the one that sampled, on all ranks alike."""
-        target = self.section.target_kl
-        return target is not None and float(self.ranks.sum(self.moved)) >= target
-
-    def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
+    def own_metrics(self, experiences: Sequence[E]) -> dict[str, float]:
         """What the method measures beside what all of them do, over all ranks."""
         return {}
 
@@ -140,42 +122,15 @@ class Online(ABC):
         """The scores less what the method takes off every one of them, [M]."""
         return scores
 
-    def count(self, batch: Experience) -> float:
-        return batch.batch.num_targets
+    def kept(self, groups: Groups, scores: Tensor) -> tuple[Groups, Tensor]:
+        """The samples that teach, and their scores: all of them, if the method does not choose."""
+        return groups, scores
 
-    def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
-        """The policy's loss. A method with more to train adds to it."""
-        return self.policy_part(module(batch.batch, temperature=self.section.sampling.temperature), batch, count)
+    def state(self) -> dict[str, Any]:
+        return {}
 
-    def policy_part(self, logprobs: Tensor, batch: Experience, count: Tensor) -> LossOutput:
-        """The clipped loss, and the KL where it is a part of the loss."""
-        section = self.section
-        policy = policy_loss(
-            logprobs=logprobs,
-            old_logprobs=batch.old_logprobs,
-            advantages=batch.advantages,
-            cliprange=section.cliprange,
-            cliprange_high=section.cliprange_high,
-            num_tokens=count,
-        )
-        self.moved += policy.metrics["policy/approx_kl"]
-        if self.first:  # nothing was learnt from these samples yet, so this is 0
-            gap = share_of_mean((logprobs - batch.old_logprobs).detach().expm1().abs(), count)
-            policy = replace(policy, metrics=policy.metrics | {"policy/first_gap": gap})
-        if section.kl_in == "reward":
-            return LossOutput(policy.loss, {"loss": policy.loss.detach()} | policy.metrics)
-        kl = kl_loss(
-            logprobs=logprobs, ref_logprobs=batch.ref_logprobs, estimator=section.kl_estimator, num_tokens=count
-        )
-        loss = policy.loss + self.kl.value * kl.loss
-        return LossOutput(loss, {"loss": loss.detach()} | policy.metrics | kl.metrics)
-
-    def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Each token's reward, [N]: the KL penalty where it is a part of the reward, and the score at the last token."""
-        section = self.section
-        kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, section.kl_estimator)
-        coefficient = self.kl.value if section.kl_in == "reward" else 0.0
-        return token_rewards(rollout.scores, kl, rollout.batch.lengths, kl_coef=coefficient)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing beside the parameters."""
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """The mean score of one completion for each held-out prompt, drawn with the same noise every time."""
@@ -191,32 +146,23 @@ class Online(ABC):
             "length": self.ranks.mean(torch.tensor([float(len(g[0].ids)) for g in groups])),
         }
 
-    def state(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl.value}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.kl.value = state["kl_coef"]
-
     def _measure(
         self,
-        groups: Sequence[Sequence[Completion]],
+        groups: Groups,
         scores: Tensor,
         parts: dict[str, tuple[float, float]],
-        experiences: Sequence[Experience],
+        experiences: Sequence[Rollout],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
         lengths = torch.tensor([float(len(c.ids)) for group in groups for c in group])
         kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
-        samples = self.section.rollout_batch_size * self.section.sampling.n
         ranks, n = self.ranks, self.section.sampling.n
         measured = {
             "score": ranks.mean(scores),
             "score_std": ranks.variance(scores) ** 0.5,
             "score_length_corr": ranks.correlation(scores, lengths),
             "kl": ranks.mean(kl),
-            "kl_error": (ranks.variance(kl) / samples) ** 0.5,
-            "kl_coef": self.kl.value,
-            "objective": ranks.mean(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
+            "kl_error": ranks.standard_error(kl),
             "entropy": ranks.mean(torch.cat([-r.old_logprobs for r in experiences])),
             "length": ranks.mean(lengths),
             "eos_rate": ranks.mean(torch.tensor([float(c.ended) for g in groups for c in g])),
@@ -227,20 +173,7 @@ class Online(ABC):
         means = {f"score/{name}": ranks.weighted_mean(*part) for name, part in parts.items()}
         return measured | {name: mean for name, mean in means.items() if mean is not None}
 
-    def _controller(self) -> KlController:
-        """What sets kl_coef, with a word on how far it can go in this run."""
-        section, adaptive = self.section, self.section.adaptive_kl
-        if adaptive is None:
-            return FixedKl(section.kl_coef)
-        each = section.rollout_batch_size * section.sampling.n
-        horizon = adaptive.horizon or max(each, self.total_steps * each // 20)
-        most = (1.0 + 0.2 * each / horizon) ** self.total_steps
-        said = f"in {self.total_steps * each} episodes kl_coef can grow by a factor of {most:.3g} at most"
-        hint = "" if most >= 2 else f"; lower {self.method}.adaptive_kl.horizon, or leave it out"
-        self.accelerator.print(f"{self.method}.adaptive_kl, horizon {horizon}: {said}{hint}")
-        return AdaptiveKl(section.kl_coef, adaptive.target, horizon)
-
-    def _ask_about_ends(self, groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> None:
+    def _ask_about_ends(self, groups: Groups, prompts: Sequence[Prompt]) -> None:
         """Say so where a reward model goes by the end of a text more than by the text."""
         if not self.accelerator.is_main_process:
             return
@@ -263,7 +196,7 @@ class Online(ABC):
         """Another for each iteration and rank."""
         return int(np.random.SeedSequence([self.seed, step, self.accelerator.process_index]).generate_state(1)[0])
 
-    def _final_scores(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> Tensor:
+    def _final_scores(self, scores: Tensor, groups: Groups) -> Tensor:
         """What lands at each completion's last token, [M]: the missing-EOS rule is for those without a stop token."""
         rule = self.section.missing_eos
         if rule is None:
@@ -273,13 +206,13 @@ class Online(ABC):
 
 
 def sample_scores(
-    groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
+    groups: Groups, prompts: Sequence[Prompt], scorers: Sequence[Scorer]
 ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
     """The total score of every completion in order, [M]; of each scorer the mean, and the share of completions it applies to."""
     total, parts = total_scores(scorers, samples_of(groups, prompts))
     return torch.tensor(total), {name: mean_of(scores) for name, scores in parts.items()}
 
 
-def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[Sample]:
+def samples_of(groups: Groups, prompts: Sequence[Prompt]) -> list[Sample]:
     """Every completion with its prompt, in order."""
     return [Sample(p.text, p.ids, c, p.columns) for p, group in zip(prompts, groups, strict=True) for c in group]

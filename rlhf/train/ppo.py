@@ -25,12 +25,12 @@ from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.online import PpoRecipe, PpoSection
 from rlhf.train.loop import Update
-from rlhf.train.online import Online
+from rlhf.train.policy_gradient import PolicyGradient
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 from rlhf.train.setup import Setup
 
 
-class Ppo(Online):
+class Ppo(PolicyGradient):
     """With a value model, so that every token has an advantage of its own."""
 
     section: PpoSection
@@ -93,7 +93,9 @@ class Ppo(Online):
         returns = torch.cat([e.returns for e in experiences])
         errors = returns - torch.cat([e.old_values for e in experiences])
         variance = self.ranks.mean((returns - self.ranks.mean(returns)) ** 2)
-        return {"value/explained_variance": 1.0 - self.ranks.mean(errors**2) / max(variance, 1e-8)}
+        return super().own_metrics(experiences) | {
+            "value/explained_variance": 1.0 - self.ranks.mean(errors**2) / max(variance, 1e-8)
+        }
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"reward_offset": self.reward_offset}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -26,6 +28,11 @@ class Ranks:
     def variance(self, values: Tensor) -> float:
         """The mean squared distance from that mean."""
         return self.mean((values - self.mean(values)) ** 2)
+
+    def standard_error(self, values: Tensor) -> float:
+        """Of the mean, were the values drawn independently."""
+        count = float(self.sum(torch.tensor(float(values.numel()))))
+        return math.sqrt(self.variance(values) / count)
 
     def correlation(self, a: Tensor, b: Tensor) -> float:
         """Pearson's, over pairs of values; 0 where one of them does not vary."""

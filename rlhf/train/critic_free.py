@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.losses import group_relative, leave_one_out, rewards_to_go
-from rlhf.recipe.online import GrpoSection
+from rlhf.recipe.online_sections import GrpoSection
 from rlhf.train.policy_gradient import PolicyGradient
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 

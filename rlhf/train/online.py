@@ -29,7 +29,8 @@ from rlhf.losses import (
 )
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.policy import Reference
-from rlhf.recipe.online import OnlineRecipe, OnlineSection
+from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.online_sections import OnlineSection
 from rlhf.tokens.store import Prompt
 from rlhf.train.loop import Microbatch, Update
 from rlhf.train.ranks import Ranks

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.losses import LossOutput, dpo_loss
-from rlhf.recipe.online import OnlineDpoSection
+from rlhf.recipe.online_sections import OnlineDpoSection
 from rlhf.train.online import Groups, Online
 from rlhf.train.rollout import Rollout
 
@@ -42,7 +42,11 @@ class OnlineDpo(Online[Pairs]):
         return pairs, torch.cat(own)
 
     def estimate(self, rollouts: Sequence[Rollout]) -> list[Pairs]:
-        return [Pairs(**vars(rollout), **_sides(rollout.scores)) for rollout in rollouts]
+        pairs = []
+        for rollout in rollouts:
+            chosen, rejected = sides(rollout.scores)
+            pairs.append(Pairs(**vars(rollout), chosen=chosen, rejected=rejected))
+        return pairs
 
     def own_metrics(self, experiences: Sequence[Pairs]) -> dict[str, float]:
         """The share of prompts that gave a pair."""
@@ -68,9 +72,9 @@ class OnlineDpo(Online[Pairs]):
         )
 
 
-def _sides(scores: Tensor) -> dict[str, Tensor]:
-    """Which of each two completions has the higher score; those that score the same are no pair. scores: [2S]."""
+def sides(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of each two completions has the higher score, and which the lower, [P] each; equal ones are no pair. scores: [2S]."""
     first = torch.arange(0, len(scores), 2, device=scores.device)
     apart = first[scores[first] != scores[first + 1]]
     chosen = torch.where(scores[apart] > scores[apart + 1], apart, apart + 1)
-    return {"chosen": chosen, "rejected": 2 * apart + 1 - chosen}
+    return chosen, 2 * apart + 1 - chosen

@@ -24,7 +24,8 @@ from rlhf.losses import (
     token_rewards,
 )
 from rlhf.losses.output import share_of_mean
-from rlhf.recipe.online import OnlineRecipe, PolicyGradientSection
+from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.online_sections import PolicyGradientSection
 from rlhf.train.loop import Update
 from rlhf.train.online import Online
 from rlhf.train.rollout import Experience, Rollout
@@ -50,6 +51,7 @@ class PolicyGradient(Online[Experience]):
             yield update
             if self._moved_enough():
                 break
+        # 6 control
         self.kl.update(kl, self.section.rollout_batch_size * self.section.sampling.n)
 
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:

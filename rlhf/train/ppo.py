@@ -23,7 +23,8 @@ from rlhf.models.actor_critic import ActorCritic, ValueHead
 from rlhf.models.lineage import is_reward_model
 from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.online import PpoRecipe, PpoSection
+from rlhf.recipe.online import PpoRecipe
+from rlhf.recipe.online_sections import PpoSection
 from rlhf.train.loop import Update
 from rlhf.train.policy_gradient import PolicyGradient
 from rlhf.train.rollout import Experience, Rollout, whiten_all

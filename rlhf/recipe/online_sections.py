@@ -87,7 +87,7 @@ class PolicyGradientSection(OnlineSection):
     """What the methods with a policy gradient share. The KL to the reference is a part of the reward of each token (`kl_in: reward`)
     or of the loss (`loss`), by one of Schulman's estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the
     upper clip range, `cliprange` if it is left out. With `target_kl`, an iteration makes no further update once its policy is that
-    far from the one that sampled (nats a token).
+    far from the one that sampled (nats a token). `entropy_coef` pays each token -log pi, which is the entropy on average.
     """
 
     kl_coef: NonNegativeFloat = 0.05
@@ -97,6 +97,7 @@ class PolicyGradientSection(OnlineSection):
     cliprange: PositiveFloat = 0.2
     cliprange_high: PositiveFloat | None = None
     target_kl: PositiveFloat | None = None
+    entropy_coef: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
     def _the_estimator_has_a_gradient(self) -> PolicyGradientSection:

@@ -89,11 +89,12 @@ class PolicyGradient(Online[Experience]):
         return LossOutput(loss, {"loss": loss.detach()} | policy.metrics | kl.metrics)
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Each token's reward, [N]: the KL penalty where it is a part of the reward, and the score at the last token."""
+        """Each token's reward, [N]: the KL penalty where it is a part of the reward, the entropy's bonus, and the score at the end."""
         section = self.section
         kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, section.kl_estimator)
         coefficient = self.kl.value if section.kl_in == "reward" else 0.0
-        return token_rewards(rollout.scores, kl, rollout.batch.lengths, kl_coef=coefficient)
+        rewards = token_rewards(rollout.scores, kl, rollout.batch.lengths, kl_coef=coefficient)
+        return rewards - section.entropy_coef * rollout.old_logprobs if section.entropy_coef else rewards
 
     def state(self) -> dict[str, Any]:
         return {"kl_coef": self.kl.value}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.train.conftest import metrics_of
-from tests.train.ppo_support import by_completion, iteration, stage_of
+from tests.train.ppo_support import Folders, Recipes, by_completion, iteration, stage_of
 
 Ragged = Callable[..., TrainRecipe]
 FAST = {"max_steps": 2, "learning_rate": 3e-3}
@@ -88,6 +88,32 @@ def test_the_value_models_lambda_is_its_own(ragged: Ragged) -> None:
         # without a KL the only reward is the score, at the end
         torch.testing.assert_close(own["returns"], own["scores"].expand_as(own["returns"]), rtol=1e-4, atol=1e-5)
     assert any(not torch.allclose(own["returns"], plain[key]["returns"]) for key, own in apart.items())
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "reinforce_pp"])
+def test_entropy_is_paid_for(method: str, ending: Folders, recipe_of: Recipes, rows: dict[str, str]) -> None:
+    """Where all samples score the same, the bonus alone decides, and the policy gets more varied."""
+    rows |= dict.fromkeys(("grpo", "rloo", "reinforce_pp"), rows["ppo"])
+    section = {"rollout_batch_size": 8, "num_ppo_epochs": 2, "sampling": {"max_new_tokens": 6, "n": 4}, "kl_coef": 0.0}
+    section |= {"rewards": [{"callable": "tests.train.rewards:the_same"}]}
+    training = {"max_steps": 12, "learning_rate": 3e-3, "per_device_train_batch_size": 32}
+    entropies = {}
+    for coefficient in (0.0, 1.0):
+        recipe = recipe_of(method, ending(5.0), out=f"run-{coefficient}", training=training,
+                           **{method: section | {"entropy_coef": coefficient}})  # fmt: skip
+        train(recipe)
+        lines = metrics_of(recipe)
+        entropies[coefficient] = sum(line["entropy"] * line["length"] for line in lines[-3:]) / 3
+    assert entropies[1.0] > entropies[0.0] + 1.0, entropies
+
+
+def test_the_bonus_is_minus_the_log_probability_of_each_token(ragged: Ragged) -> None:
+    stage = stage_of(ragged(ppo={"entropy_coef": 0.3, "kl_coef": 0.0}))
+    for rollout in iteration(stage):
+        plain = -0.3 * rollout.old_logprobs
+        last = torch.cumsum(rollout.batch.lengths, 0) - 1
+        plain[last] += rollout.scores
+        torch.testing.assert_close(stage.token_rewards(rollout), plain)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.rollouts import AnyRollouts, problem_with_quantization
 from rlhf.recipe.sections import (
     Fraction,
     NonNegativeFloat,
@@ -54,6 +55,7 @@ class OnlineSection(Section):
 
     The KL to the reference is a part of the reward of each token (`kl_in: reward`) or of the loss (`loss`), by one of Schulman's
     estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the upper clip range, `cliprange` if it is left out.
+    `rollouts` is the engine of vLLM that samples; without it the module that trains does.
     Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
     """
 
@@ -70,6 +72,7 @@ class OnlineSection(Section):
     cliprange: PositiveFloat = 0.2
     cliprange_high: PositiveFloat | None = None
     missing_eos: MissingEosSection | None = None
+    rollouts: AnyRollouts | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +218,18 @@ class OnlineRecipe(TrainRecipe):
                 f"is {name}.rollout_batch_size x {name}.sampling.n / {name}.num_mini_batches samples, run "
                 "training.per_device_train_batch_size at a time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_engine_is_kept_in_step_by_adapter(self) -> OnlineRecipe:
+        rollouts = self.online.rollouts
+        if rollouts is not None and self.lora is None:
+            raise ValueError(
+                f"{self.method}.rollouts: vLLM is kept in step with the policy by its LoRA adapter, and full fine-tuning has none; "
+                "add a lora: section, or leave rollouts out: the policy then samples in this process"
+            )
+        if rollouts is not None and (problem := problem_with_quantization(rollouts, self.quantization)):
+            raise ValueError(f"{self.method}.rollouts.engine: {problem}")
         return self
 
     @model_validator(mode="after")

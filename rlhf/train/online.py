@@ -33,11 +33,13 @@ from rlhf.losses import (
     missing_eos_scores,
     policy_loss,
     token_rewards,
+    truncated_weights,
 )
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.policy import Reference
 from rlhf.recipe.online import OnlineRecipe, OnlineSection
 from rlhf.tokens.store import Prompt
+from rlhf.train.engine_gap import engine_gap
 from rlhf.train.loop import Microbatch, Update
 from rlhf.train.rollout import Experience, Rollout, evaluate
 from rlhf.train.setup import Setup
@@ -96,9 +98,10 @@ class Online(ABC):
             temperature=self.section.sampling.temperature,
             batch_size=self.batch_size,
         )
+        gap = self._engine_gap(rollouts)
         # 4 estimate
         experiences = self.estimate(rollouts)
-        metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences)
+        metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences) | gap
         # 5 update
         for epoch in range(self.section.num_ppo_epochs):
             # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
@@ -134,6 +137,7 @@ class Online(ABC):
             cliprange=section.cliprange,
             cliprange_high=section.cliprange_high,
             num_tokens=count,
+            weights=self._weights(batch),
         )
         if section.kl_in == "reward":
             return LossOutput(policy.loss, {"loss": policy.loss.detach()} | policy.metrics)
@@ -198,6 +202,22 @@ class Online(ABC):
             "length": self.mean_over_ranks(torch.cat([r.batch.lengths.float() for r in experiences])),
             "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
         } | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
+
+    def _engine_gap(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """How far an engine's log-probabilities are from the policy's; nothing where the policy itself samples."""
+        rollouts_section = self.section.rollouts
+        if rollouts_section is None:
+            return {}
+        return engine_gap(rollouts, rollouts_section, f"{self.method}.rollouts", self.accelerator)
+
+    def _weights(self, batch: Experience) -> Tensor | None:
+        """Each token's importance weight, [N], where the recipe corrects for the engine."""
+        rollouts_section = self.section.rollouts
+        if rollouts_section is None or rollouts_section.importance_sampling is None or batch.engine_logprobs is None:
+            return None
+        return truncated_weights(
+            batch.old_logprobs, batch.engine_logprobs, cap=rollouts_section.importance_sampling.cap
+        )
 
     def _controller(self) -> KlController:
         """What sets kl_coef, with a word on how far it can go in this run."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
-from pathlib import Path
 
-from rlhf.embedded import resolve
 from rlhf.errors import RecipeError
+from rlhf.generation.context import local_folder
 from rlhf.models.lineage import adapter_lineage
 from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.rollouts import VllmServerRollouts
 from rlhf.recipe.sections import QuantizationSection
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.30 takes for max_lora_rank
@@ -42,19 +43,27 @@ def serve_command(base: str, rank: int, max_length: int, quantization: Quantizat
     return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True {shlex.join(words)}"
 
 
-def expected_command(recipe: OnlineRecipe) -> str:
-    """`serve_command` for a recipe, from what its files say; no model is loaded."""
-    name = recipe.model.name_or_path
-    folder = Path(resolve(name)).expanduser()
-    folder = folder / "final" if (folder / "final").is_dir() else folder
-    lineage = adapter_lineage(folder)
+def forecast(recipe: OnlineRecipe) -> str:
+    """What a run of the recipe will do to sample, for `rlhf check`; no model is loaded. Raises RecipeError for too high a rank."""
+    rollouts = recipe.online.rollouts
+    if isinstance(rollouts, VllmServerRollouts):
+        return (
+            f"the server at {rollouts.base_url} loads the policy's adapter before each sampling; it is not asked now. Start it with: "
+            f"{_expected_command(recipe)}"
+        )
+    here = "" if importlib.util.find_spec("vllm") else "; vLLM is not installed in this Python"
+    return f"vLLM loads the base once more in this process, and the policy's adapter before each sampling{here}"
+
+
+def _expected_command(recipe: OnlineRecipe) -> str:
+    """`serve_command` for a recipe, from what its files say."""
     assert recipe.lora is not None
-    own, rank = recipe.lora.r or 8, recipe.lora.r or 8
-    quantization = recipe.quantization
-    if lineage is not None:
-        parent = int(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("r", 0))
-        rank = parent if recipe.lora.start == "continue" else parent + own
-        name = lineage.base.name_or_path
-        stored = lineage.base.quantization
-        quantization = None if stored is None else QuantizationSection.model_validate(stored)
-    return serve_command(resolve(name), rank, recipe.data.max_length, quantization)
+    folder, own = local_folder(recipe.model.name_or_path), recipe.lora.r or 8
+    lineage = adapter_lineage(folder)
+    if lineage is None:
+        return serve_command(str(folder), own, recipe.data.max_length, recipe.quantization)
+    parent = int(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    rank = parent if recipe.lora.start == "continue" else parent + own
+    stored = lineage.base.quantization
+    quantization = None if stored is None else QuantizationSection.model_validate(stored)
+    return serve_command(str(local_folder(lineage.base.name_or_path)), rank, recipe.data.max_length, quantization)

@@ -27,10 +27,11 @@ class LoraServer(http_server.Server):
     each adapter with the first that it got; `before_temperature` tells the log-probabilities that vLLM tells by default.
     """
 
-    def __init__(self, base: str, *, max_lora_rank: int = 64) -> None:
+    def __init__(self, base: str, *, max_lora_rank: int, quantization: Any) -> None:
         super().__init__(Handler)
         self.root, self.max_lora_rank = base, max_lora_rank
-        self.network: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        options: dict[str, Any] = {"dtype": torch.float32, "quantization_config": quantization}
+        self.network: Any = AutoModelForCausalLM.from_pretrained(base, **options).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.faults: Callable[[str, int], int | None] = lambda path, tried: None
         self.updates_at_runtime, self.stale, self.before_temperature, self.owned_by = True, False, False, "vllm"
@@ -151,8 +152,8 @@ class Handler(http_server.Handler):
 
 
 @contextmanager
-def serving(base: str, *, max_lora_rank: int = 64) -> Iterator[LoraServer]:
-    """A running server of a base model."""
-    server = LoraServer(base, max_lora_rank=max_lora_rank)
+def serving(base: str, *, max_lora_rank: int = 64, quantization: Any = None) -> Iterator[LoraServer]:
+    """A running server of a base model; `quantization` is transformers' config."""
+    server = LoraServer(base, max_lora_rank=max_lora_rank, quantization=quantization)
     with http_server.running(server):
         yield server

@@ -133,6 +133,24 @@ def test_adapters_of_a_parent_go_to_the_server_too(
     assert len(server.loads) == 4
 
 
+def test_a_base_in_4_bits(recipe_for: Recipes, model_folder: Folders) -> None:
+    """The server quantises the base itself; a server that does not is another model, and the gap says so."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32"}  # fmt: skip
+    theirs = BitsAndBytesConfig(**nf4 | {"bnb_4bit_compute_dtype": torch.float32})
+    with serving(model_folder("llama"), quantization=theirs) as server:
+        recipe = recipe_for(server, quantization=nf4, out="nf4")
+        train(recipe)
+        assert all(line["engine_gap"] < SMALL for line in metrics_of(recipe))
+    with (
+        serving(model_folder("llama")) as server,
+        pytest.raises(RlhfError, match="its base or its precision is another"),
+    ):
+        train(recipe_for(server, quantization=nf4, out="whole"))
+
+
 def test_a_value_model_on_the_policys_base_is_not_sent(recipe_for: Recipes, server: LoraServer) -> None:
     recipe = recipe_for(server)
     stage = stage_of(recipe)

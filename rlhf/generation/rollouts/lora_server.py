@@ -69,9 +69,9 @@ class LoraServer:
             f"it could not load the policy's adapter from {folder} ({said}); it must read this path", start=True
         )
 
-    def unload(self, name: str) -> None:
-        """Forget an adapter. One that the server does not know is no error."""
-        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+    def unload(self, name: str, *, tries: int | None = None) -> None:
+        """Forget an adapter. One that the server does not know is no error. `tries`: fewer than the recipe's."""
+        reply = self._reply("POST", "/v1/unload_lora_adapter", {"lora_name": name}, tries=tries)
         if reply.status not in (200, 404):
             raise self.error(f"it could not unload the adapter {name} ({self._said(reply)})")
 
@@ -109,10 +109,15 @@ class LoraServer:
         return found
 
     def _reply(
-        self, method: str, path: str, body: dict[str, Any] | None = None, passing: tuple[int, ...] = ()
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        passing: tuple[int, ...] = (),
+        tries: int | None = None,
     ) -> Reply:
         """Any reply but one that may pass. Raises SetupError after the last try."""
-        tries = 0
+        most, tried = tries or 1 + self._section.max_retries, 0
         while True:
             wait, fault = 0.0, ""
             try:
@@ -123,10 +128,11 @@ class LoraServer:
                 fault = str(error)
             if not fault:
                 return reply
-            tries += 1
-            if tries > self._section.max_retries or self._client.closed.is_set():
-                raise self.error(f"no answer to {path} after {tries} tries: {self._clean(fault)}", start=True)
-            self._client.closed.wait(wait + backoff(tries))
+            tried += 1
+            if tried >= most or self._client.closed.is_set():
+                times = "1 try" if tried == 1 else f"{tried} tries"
+                raise self.error(f"no answer to {path} after {times}: {self._clean(fault)}", start=True)
+            self._client.closed.wait(wait + backoff(tried))
 
     def _said(self, reply: Reply) -> str:
         return f"HTTP {reply.status}: {error_of(self._clean(reply.text))[0]}"

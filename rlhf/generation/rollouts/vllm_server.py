@@ -89,7 +89,7 @@ class VllmServerEngine:
         """Unload the adapter and remove its files. A server that is gone by now is no error."""
         if self._adapter is not None and self._folder is not None:
             with suppress(RlhfError):
-                self._server.unload(self._adapter)
+                self._server.unload(self._adapter, tries=1)
         self._server.close()
         if self._folder is not None:
             self._folder.close()

@@ -204,6 +204,25 @@ def test_a_server_of_another_model_is_refused(recipe_for: Recipes, model_folder:
         train(recipe_for(server, base=model_folder("qwen2")))
 
 
+def test_a_server_with_another_tokenizer_is_refused(recipe_for: Recipes, server: LoraServer) -> None:
+    server.tokenizer = lambda text, add_special_tokens: {"input_ids": [ord(letter) for letter in text]}
+    with pytest.raises(RecipeError, match=r"ppo\.rollouts\.base_url: the server's tokenizer gives other ids"):
+        train(recipe_for(server))
+
+
+def test_a_server_that_has_forgotten_the_adapter(recipe_for: Recipes, server: LoraServer) -> None:
+    """As one that was started again in between: never a sample of the base in the policy's name."""
+    complete = server.complete
+
+    def forgets(body: Any) -> Any:
+        server.adapters.clear()
+        return complete(body)
+
+    server.complete = forgets  # type: ignore[method-assign]
+    with pytest.raises(SetupError, match=r"/v1/completions was refused \(HTTP 404: The model .* does not exist"):
+        train(recipe_for(server))
+
+
 def test_a_copy_of_the_base_is_the_base(recipe_for: Recipes, server: LoraServer, tmp_path: Path) -> None:
     shutil.copytree(server.root, tmp_path / "copy")
     recipe = recipe_for(server, base=str(tmp_path / "copy"), training={"max_steps": 1})

@@ -22,11 +22,11 @@ from rlhf.recipe.rollouts import VllmServerRollouts
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says of itself: the base's name, where it was loaded from, its positions, and the adapters it knows."""
+    """What a server says of itself: the base's name, where it was loaded from, its positions (None: not said), its adapters."""
 
     name: str
     root: str
-    max_length: int
+    max_length: int | None
     adapters: list[str]
 
 
@@ -48,7 +48,7 @@ class LoraServer:
         if base is None:
             raise self.error("this is no server of vLLM's: its list of models names none", start=True)
         adapters = [str(card["id"]) for card in cards if card.get("parent") is not None]
-        return Served(str(base["id"]), str(base.get("root")), int(base.get("max_model_len") or 0), adapters)
+        return Served(str(base["id"]), str(base.get("root")), base.get("max_model_len"), adapters)
 
     def tokens(self, model: str, text: str) -> list[int]:
         """The ids that the server's tokenizer makes of a text."""
@@ -58,9 +58,8 @@ class LoraServer:
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name that the server does not know yet."""
         reply = self._reply("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-        if reply.status == 200 or (
-            reply.status == 400 and "already been loaded" in reply.text
-        ):  # by a try whose answer was lost
+        by_an_earlier_try = reply.status == 400 and "already been loaded" in reply.text  # whose answer was lost
+        if reply.status == 200 or by_an_earlier_try:
             return
         said = self._said(reply)
         if reply.status == 404 and "No adapter found" not in reply.text:

@@ -78,7 +78,9 @@ class VllmInProcess:
         from vllm.inputs import tokens_input
         from vllm.lora.request import LoRARequest
 
-        check_context(max(map(len, prompts), default=0), sampling.max_new_tokens, self._max_length)
+        if not prompts:  # a process without held-out prompts
+            return []
+        check_context(max(map(len, prompts)), sampling.max_new_tokens, self._max_length)
         if self._section.sleep:
             torch.cuda.empty_cache()
             self._llm.wake_up()

@@ -61,7 +61,7 @@ class VllmServerEngine:
         self._folder: AdapterFolder | None = None
         if accelerator.is_main_process:
             self._folder = AdapterFolder(output_dir, 0, in_memory=urlsplit(section.base_url).hostname in LOCAL)
-        self._max_length: int = self._by_rank_0(self._checked)
+        self._max_length: int | None = self._by_rank_0(self._checked)
 
     def generate(
         self,
@@ -139,7 +139,7 @@ class VllmServerEngine:
         ended = sample.ended or choice.get("finish_reason") == "stop"
         return replace(sample, ended=ended, logprobs=tuple(map(float, logprobs)))
 
-    def _checked(self) -> int:
+    def _checked(self) -> int | None:
         """The server's positions, if it runs the policy's base with the policy's tokenizer; what a killed run left is unloaded."""
         served = self._server.served()
         if not _same_model(served.root, self._base):

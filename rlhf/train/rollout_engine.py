@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import RecipeError
-from rlhf.generation.rollouts.command import serve_command
+from rlhf.generation.rollouts.command import engine_dtype, serve_command
 from rlhf.generation.rollouts.vllm_in_process import VllmInProcess
 from rlhf.generation.rollouts.vllm_server import VllmServerEngine
 from rlhf.models.load import Source, source_of
@@ -53,7 +53,7 @@ def open_engine(
         rollouts,
         key=key,
         base=source.base,
-        start=serve_command(source.base, rank_of(policy.model), recipe.data.max_length, source.quantization),
+        start=serve_command(recipe, source.base, rank_of(policy.model), source.quantization),
         output_dir=output_dir,
         accelerator=accelerator,
     )
@@ -64,11 +64,11 @@ def _options(recipe: OnlineRecipe, source: Source, accelerator: Accelerator) -> 
     options: dict[str, Any] = {
         "model": source.base,
         "tokenizer": find_model(recipe.model.name_or_path),
-        "dtype": "bfloat16" if recipe.training.bf16 else recipe.model.dtype,
+        "dtype": engine_dtype(recipe, source.quantization),
         "max_model_len": recipe.data.max_length,
     }
     if source.quantization is not None and source.quantization.load_in_4bit:
-        options |= {"quantization": "bitsandbytes", "dtype": source.quantization.bnb_4bit_compute_dtype}
+        options |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
     if accelerator.num_processes > 1 and torch.cuda.is_available():
         # each process is an engine of one device: vLLM must take the launcher's ranks and start no processes of its own
         options["distributed_executor_backend"] = "external_launcher"

@@ -37,7 +37,8 @@ def test_the_server_has_room_for_all_adapters_on_their_base(lora: str, room: int
     assert result.stdout.splitlines()[-1].endswith(
         "ppo.rollouts: the server at http://localhost:8000/v1 loads the policy's adapter before each sampling; it is not asked "
         f"now. Start it with: VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve base --enable-lora --max-lora-rank {room} "
-        "--max-model-len 1024 --logprobs-mode processed_logprobs --generation-config vllm --quantization bitsandbytes"
+        "--max-model-len 1024 --dtype bfloat16 --logprobs-mode processed_logprobs --generation-config vllm --quantization bitsandbytes "
+        "--load-format bitsandbytes"
     )
 
 

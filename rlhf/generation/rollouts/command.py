@@ -27,19 +27,22 @@ def room_for(rank: int) -> int:
     return room
 
 
-def serve_command(base: str, rank: int, max_length: int, quantization: QuantizationSection | None) -> str:
-    """The command that starts a server for a base and adapters of `rank`."""
-    words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(room_for(rank))]
-    words += [
-        "--max-model-len",
-        str(max_length),
-        "--logprobs-mode",
-        "processed_logprobs",
-        "--generation-config",
-        "vllm",
-    ]
+def engine_dtype(recipe: OnlineRecipe, quantization: QuantizationSection | None) -> str:
+    """The dtype in which vLLM computes what the policy computes; `auto` where the recipe leaves it to the machine."""
     if quantization is not None and quantization.load_in_4bit:
-        words += ["--quantization", "bitsandbytes"]
+        return "bfloat16"  # vLLM's package for 4 bits lays out its weights wrongly in 32 bits
+    if recipe.training.bf16 == "auto":
+        return "auto"
+    return "bfloat16" if recipe.training.bf16 else recipe.model.dtype
+
+
+def serve_command(recipe: OnlineRecipe, base: str, rank: int, quantization: QuantizationSection | None) -> str:
+    """The command that starts a server for a recipe's policy: its base, loaded so, and adapters of `rank`."""
+    words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(room_for(rank))]
+    words += ["--max-model-len", str(recipe.data.max_length), "--dtype", engine_dtype(recipe, quantization)]
+    words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+    if quantization is not None and quantization.load_in_4bit:
+        words += ["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]
     return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True {shlex.join(words)}"
 
 
@@ -61,9 +64,9 @@ def _expected_command(recipe: OnlineRecipe) -> str:
     folder, own = local_folder(recipe.model.name_or_path), recipe.lora.r or 8
     lineage = adapter_lineage(folder)
     if lineage is None:
-        return serve_command(str(folder), own, recipe.data.max_length, recipe.quantization)
+        return serve_command(recipe, str(folder), own, recipe.quantization)
     parent = int(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"])
     rank = parent if recipe.lora.start == "continue" else parent + own
     stored = lineage.base.quantization
     quantization = None if stored is None else QuantizationSection.model_validate(stored)
-    return serve_command(str(local_folder(lineage.base.name_or_path)), rank, recipe.data.max_length, quantization)
+    return serve_command(recipe, str(local_folder(lineage.base.name_or_path)), rank, quantization)

@@ -85,12 +85,12 @@ class VllmInProcess:
             torch.cuda.empty_cache()
             self._llm.wake_up()
         folder, self._synced = self._folder.write(self._policy), self._synced + 1
+        # a new name and a new number, so that vLLM uses nothing again that an older policy made
+        adapter = LoRARequest(folder.name, self._synced, str(folder))
         outputs = self._llm.generate(
             [tokens_input(list(ids)) for ids in prompts],
             [_params(sampling, sorted(self._stop_ids), request_seed(seed, str(i))) for i in range(len(prompts))],
-            lora_request=LoRARequest(
-                folder.name, self._synced, str(folder)
-            ),  # a new name and number: nothing old is reused
+            lora_request=adapter,
             use_tqdm=False,
         )
         results = [[self._completion(sample, sampling) for sample in _in_order(output)] for output in outputs]

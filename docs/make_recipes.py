@@ -24,7 +24,7 @@ Relative paths are relative to where the command runs. `key=value` on the comman
 `training.learning_rate=1e-5`, `data.train=rows.jsonl`, `lora.r=4`, `quantization=null`, `data.train.0.max_rows=100`.
 
 """
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true \\| false"}
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true \\| false", Any: "anything"}
 SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "at least", "max_length": "at most"}
 
 

@@ -171,7 +171,8 @@ def test_the_design_page_shows_the_layers_that_are_checked() -> None:
 
 
 def test_ppos_six_steps_stand_in_the_code_in_order() -> None:
-    updates = (ROOT / "rlhf/train/online.py").read_text().split("def updates")[1].split("\n    def ")[0]
+    files = [(ROOT / "rlhf/train" / name).read_text() for name in ("online.py", "policy_gradient.py")]
+    updates = "".join(text.split("def updates")[1].split("\n    def ")[0] for text in files)
     steps = re.findall(r"^### (\d \w+)$", (ROOT / "docs/ppo.md").read_text(), re.M)
     assert [step.lower() for step in steps] == re.findall(r"^ *# (\d \w+)$", updates, re.M)
 

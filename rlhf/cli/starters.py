@@ -28,8 +28,11 @@ PREFERENCES = "preferences.jsonl"  # a file that the user has to name
 FILMS = "embedded:film-reviews"
 
 
-def _online(method: str, n: int = 1) -> str:
-    """The starter of a method that samples `n` completions of each prompt."""
+KL = "kl_coef: 0.05  # a larger one stays nearer to the model it starts from"
+
+
+def _online(method: str, n: int = 1, near: str = KL) -> str:
+    """The starter of a method that samples `n` completions of each prompt; `near`: what holds it to its reference."""
     sampling = "max_new_tokens: 64" + (f", n: {n}" if n > 1 else "")
     overflow = "drop  # a prompt with no room for an answer; or error"
     return (
@@ -39,8 +42,8 @@ def _online(method: str, n: int = 1) -> str:
         + f"""{method}:
   rollout_batch_size: 64  # prompts of one iteration
   sampling: {{{sampling}}}
-  rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; or {{model: outputs/reward}}
-  kl_coef: 0.05  # a larger one stays nearer to the model it starts from
+  rewards: [{{callable: "./reward.py:score"}}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
+  {near}
 """
     )
 
@@ -56,6 +59,7 @@ BODIES = {
     "rloo": _online("rloo", 4),
     "grpo": _online("grpo", 8),
     "reinforce_pp": _online("reinforce_pp"),
+    "online_dpo": _online("online_dpo", 2, "beta: 0.1  # a larger one stays nearer to the model it starts from"),
     "data": """sources: [{path: rankings.jsonl}]  # all formats: rlhf docs formats
 steps:  # in this order
   - pairs: {strategy: all}
@@ -65,14 +69,14 @@ steps:  # in this order
     "generate": MODEL
     + """prompts: [{path: embedded:film-reviews, split: test, max_rows: 16}]
 sampling: {n: 4, max_new_tokens: 64, temperature: 1.0}
-scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; or {model: outputs/reward}
+scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
 """,
     "eval": """models:  # the first is the one that the others are compared with
   - {name: base, name_or_path: embedded:smollm2-135m-instruct}
   - {name: trained, name_or_path: outputs/dpo}
 prompts: [{path: embedded:film-reviews, split: test, max_rows: 100}]
 sampling: {max_new_tokens: 64}
-scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; or {model: outputs/reward}
+scorers: [{callable: "./reward.py:score"}]  # score(prompts, completions) gives a number each; others: rlhf docs rewards
 """,
 }
 

@@ -19,9 +19,10 @@ import numpy as np
 from rlhf.data.formats import convert
 from rlhf.data.recognise_format import SAMPLE, choose
 from rlhf.data.rows import Located, Quarantine, chunks, kind_of
-from rlhf.data.sources import read, read_file, table_files
+from rlhf.data.sources import columns_in, named_columns, read, read_file, table_files
 from rlhf.data.where import select
-from rlhf.errors import DataError
+from rlhf.errors import DataError, RecipeError
+from rlhf.recipe.arguments import NONE, Columns
 from rlhf.recipe.sections import Format, SourceSection
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class Stream:
     """Canonical rows of sources in order, once: by iteration row by row, or with `blocks` as Arrow tables.
 
     `kinds` are the kinds of row that the method takes: they decide where a file's columns can be read in two ways. Afterwards `.sources`
-    holds, for each source, {path, format, recognised, kind, rows_in, rows_out, repeated, dropped}. Raises DataError, with the reasons, when
-    no row can be used (unless `needs_rows` is off), and whatever `sources` and `recognise_format` raise.
+    holds, for each source, {path, format, recognised, kind, rows_in, rows_out, repeated, dropped}. Rows that are read one by one carry
+    those columns of their file that `keep` asks for (`Located.columns`). Raises DataError, with the reasons, when no row can be used
+    (unless `needs_rows` is off), RecipeError for a source without a needed column, and whatever `sources` and `recognise_format` raise.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Stream:
         quarantine: Quarantine | None = None,
         kinds: Collection[str] | None = None,
         needs_rows: bool = True,
+        keep: Columns = NONE,
     ) -> None:
         self.quarantine = Quarantine() if quarantine is None else quarantine
         self.sources: list[dict[str, Any]] = []
         self._from, self._seed, self._kinds, self._needs_rows = sources, seed, kinds, needs_rows
         self._units = 0
+        self._keep = keep
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -117,7 +121,7 @@ class Stream:
         self, number: int, source: SourceSection, report: dict[str, Any]
     ) -> Iterator[list[Located] | pa.Table]:
         """A source's rows before its weight: blocks where its files are tables of plain text, else lists."""
-        if files := table_files(source):
+        if not self._keep and (files := table_files(source)):
             from rlhf.data.convert_columns import PLANS
 
             head = list(islice(read(source, Quarantine()), SAMPLE))
@@ -130,11 +134,13 @@ class Stream:
         head = list(islice(raw, SAMPLE))
         if head:
             format = self._format(head, source, report)
+            if problem := self._keep.problem_with(columns_in(head, source), source.path):
+                raise RecipeError(problem)
             for chunk in chunks(chain(head, raw)):
                 yield self._rows(number, chunk, format, source)
 
     def _format(self, head: list[Located], source: SourceSection, report: dict[str, Any]) -> Format:
-        format = choose(head, source, self._kinds)
+        format = choose(head, source, self._kinds, self._keep.may_be_mapped(source.columns))
         report |= {"format": format, "recognised": source.format is None}
         return format
 
@@ -173,7 +179,8 @@ class Stream:
                 unit = self._units
             else:
                 unit = _unit_of(number, located.group)
-            rows.append(Located(located.file, located.row, data, unit, located.group))
+            kept = self._keep.of(named_columns(located.data, source)) if self._keep else None
+            rows.append(Located(located.file, located.row, data, unit, located.group, kept))
         return rows
 
     def _unit_array(self, number: int, groups: pa.Array | None, n: int) -> np.ndarray:

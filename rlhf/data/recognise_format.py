@@ -46,21 +46,27 @@ _GENERAL: Mapping[Format, Kind] = {
 }
 
 
-def choose(rows: Sequence[Located], source: SourceSection, kinds: Collection[str] | None = None) -> Format:
+def choose(
+    rows: Sequence[Located],
+    source: SourceSection,
+    kinds: Collection[str] | None = None,
+    others: Collection[str] = (),
+) -> Format:
     """The source's format: the one that it names, checked against the columns, or the one that the columns show.
 
     `rows` are the source's first `SAMPLE` rows; a column counts when any of them has it. `kinds` are the kinds of row that the method
-    takes, None where any kind is good. Raises DataError with the columns found, the columns needed and a `columns:` line to
+    takes, None where any kind is good. `others` are columns that a reward reads: `columns` may map them, and they are no answers
+    that the format would throw away. Raises DataError with the columns found, the columns needed and a `columns:` line to
     start from, or with the formats to choose between. Raises RecipeError for a template that the format cannot fill.
     """
-    _check_mapping(rows, source)
+    _check_mapping(rows, source, others)
     f = _merged(rows, source)
     if "ranks" in f.data and "ranks" not in f.columns and not any(map(f.has, ("ranking", "scores", "comparisons"))):
         raise DataError(source.path, f"{RANKS} (columns found: {_found(rows)})", field="ranks")
     if source.format:
         fitting = [source.format] if _has_columns(f, source.format) else []
     else:
-        fitting = _fitting(f)
+        fitting = _fitting(f) or _fitting(_without(f, others))
         if len(fitting) > 1 and kinds:
             fitting = _taken(fitting, rows, source, kinds)
     if not fitting or _is_pair_beside_answer(f, source, kinds):
@@ -75,6 +81,12 @@ def choose(rows: Sequence[Located], source: SourceSection, kinds: Collection[str
 def _fitting(f: Fields) -> list[Format]:
     """The formats whose columns are there, and against which nothing else in the row speaks."""
     return [format for format, spec in SPECS.items() if spec.fits and _has_columns(f, format) and spec.fits(f)]
+
+
+def _without(f: Fields, others: Collection[str]) -> Fields:
+    """The row without some of its columns."""
+    data = {name: value for name, value in f.data.items() if name not in others}
+    return Fields(Located(f.located.file, f.located.row, data))
 
 
 def _taken(
@@ -125,11 +137,12 @@ def _has_columns(f: Fields, format: Format) -> bool:
     return any(all(f.has(name) for name in names) for names in SPECS[format].needs)
 
 
-def _check_mapping(rows: Sequence[Located], source: SourceSection) -> None:
+def _check_mapping(rows: Sequence[Located], source: SourceSection, others: Collection[str]) -> None:
     if not source.columns:
         return
     formats: list[Format] = [source.format] if source.format else list(SPECS)
     known = {name for format in formats for names in (*SPECS[format].needs, SPECS[format].optional) for name in names}
+    known |= set(others)
     there = {name for row in rows for name in row.data}
     for name, column in source.columns.items():
         if name not in known and not name.startswith(("completion_", "annotator")):

@@ -42,6 +42,7 @@ class Located:
     """A row and where it came from. `row` is 1-based: the line in JSON Lines, else the index among the file's rows.
 
     Rows with the same `unit` stand for one thing: the pairs of one ranking, the rows of one `group` (see SourceSection).
+    `columns` are those of the file's own that a reader asked to keep beside the canonical ones (see `load.Stream`).
     """
 
     file: str
@@ -49,6 +50,7 @@ class Located:
     data: Row
     unit: int = 0
     group: str | None = None
+    columns: Row | None = None
 
     def __str__(self) -> str:
         """`file:row`, as messages and reports name a row."""

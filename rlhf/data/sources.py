@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from rlhf.data.readers.json_rows import read_json
 from rlhf.data.readers.names import SUFFIXES, TABLES, suffix_of
 from rlhf.data.readers.nested import unnest
 from rlhf.data.readers.text_files import TextFile
-from rlhf.data.rows import Located, Quarantine
+from rlhf.data.rows import Located, Quarantine, Row
 from rlhf.data.where import select
 from rlhf.errors import DataError
 from rlhf.recipe.sections import Format, SourceSection
@@ -109,6 +109,16 @@ def table_files(source: SourceSection) -> list[Path]:
         return []
     files = files_of(source)
     return files if all(suffix_of(path) in TABLES for path in files) else []
+
+
+def named_columns(data: Row, source: SourceSection) -> Row:
+    """A raw row's columns under their own names, and under those that the source's `columns` gives them."""
+    return data | {name: data[column] for name, column in (source.columns or {}).items() if column in data}
+
+
+def columns_in(rows: Sequence[Located], source: SourceSection) -> list[str]:
+    """The columns that any of some raw rows has, by all of their names."""
+    return list(dict.fromkeys(name for row in rows for name in named_columns(row.data, source)))
 
 
 def read_file(path: Path, quarantine: Quarantine, format: Format | None = None) -> Iterator[Located]:

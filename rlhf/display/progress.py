@@ -43,6 +43,10 @@ class ProgressBar:
         rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
         self.update(self._done + units, f"{rate:.0f} tokens/s")
 
+    def say(self, what: str) -> None:
+        """One line above the bar."""
+        self._console.print(what, markup=False, highlight=False, soft_wrap=True)
+
     def update(self, done: int, headline: str) -> None:
         """`done` units are done in all."""
         self._done = done

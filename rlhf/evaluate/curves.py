@@ -75,6 +75,12 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         *_OPTIMISER,
     ),
     **dict.fromkeys(("rloo", "grpo", "reinforce_pp"), (*_SAMPLES, _COEFFICIENT, *_OPTIMISER)),
+    "online_dpo": (
+        *_SAMPLES,
+        _line("Margin of the implicit reward", "β × nats", "margin", zero=True),
+        _two_sides("Implicit rewards of both sides", "β × nats", "reward"),
+        *_OPTIMISER,
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf.evaluate.compare import PairJudge, Verdicts, both_orders, load_pair_judge
 from rlhf.evaluate.sampling import Answers
 from rlhf.generation.reward_scorer import check_reward_model, check_template, load_reward_model
-from rlhf.generation.scorers import load_scorers
+from rlhf.generation.scorers import load_scorers, total_scores
 from rlhf.recipe.callables import import_module
 from rlhf.recipe.schema import EvalRecipe
-from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection
+from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.sections import Precision, QuantizationSection
 
 
 @dataclass(frozen=True)
@@ -27,34 +28,36 @@ class Judges:
     scorers: list[ScorerSection]
     pair_judges: dict[str, PairJudge]
     cards: dict[str, dict[str, Any]]
+    columns: Collection[str] = ()  # of the rows, which come with the prompts
 
     def describe(self, recipe: EvalRecipe) -> list[dict[str, Any]]:
         """For report.json: each judge's name, where it comes from, how it judges, and its card."""
-        rows = [(s.label, s.callable or s.model, "scores each completion") for s in self.scorers]
+        rows = [(s.label, s.source, "scores each completion") for s in self.scorers]
         rows += [(j.label, j.callable, "sees two completions, asked in both orders") for j in recipe.pair_judges]
         return [{"name": n, "source": source, "kind": kind, "card": self.cards.get(n)} for n, source, kind in rows]
 
 
-def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Judges:
-    """The scorers of the recipe, and its reward model, if no scorer is that model already. Raises RecipeError.
+def load_judges(recipe: EvalRecipe, tokenizer: PreTrainedTokenizerBase, columns: Collection[str] = ()) -> Judges:
+    """The scorers of the recipe, and its reward model, if no scorer is that model already. `columns` are those that come with the
+    prompts. Raises RecipeError.
 
     The reward model scores the samples too. If its scores rise and the judges' scores do not, the policy exploits the reward
     (Gao et al. 2023, https://arxiv.org/abs/2210.10760).
     """
     scorers = list(recipe.scorers)
-    if recipe.reward_model is not None and recipe.reward_model not in [s.model for s in scorers]:
+    if recipe.reward_model is not None and [recipe.reward_model] not in [s.reward_models for s in scorers]:
         section = ScorerSection(model=recipe.reward_model)
         taken = {s.label for s in scorers} | {j.label for j in recipe.pair_judges}
         scorers.append(section.model_copy(update={"name": "reward model"}) if section.label in taken else section)
     for section in scorers:
-        if section.model is not None:
-            check_reward_model(section.model)
-            check_template(section, recipe.template)
-    load_scorers([s for s in scorers if s.callable is not None], tokenizer)
+        for name in section.reward_models:
+            check_reward_model(name)
+        check_template(section, recipe.template)
+    load_scorers([s for s in scorers if not s.reward_models], tokenizer, columns=columns)
     pair_judges = {section.label: load_pair_judge(section) for section in recipe.pair_judges}
     named = [(s.label, s.callable) for s in scorers] + [(j.label, j.callable) for j in recipe.pair_judges]
     cards = {label: card for label, path in named if path is not None and (card := judge_card(path)) is not None}
-    return Judges(scorers, pair_judges, cards)
+    return Judges(scorers, pair_judges, cards, columns)
 
 
 def judge_card(callable_path: str) -> dict[str, Any] | None:
@@ -72,14 +75,18 @@ def score_all(
     quantization: QuantizationSection | None,
     device: str,
 ) -> dict[str, list[NDArray[np.float64]]]:
-    """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time."""
+    """Every scorer's scores of every model's samples, [P, n] each. One scorer is loaded at a time.
+
+    Raises RlhfError where a scorer does not apply to a sample: models are compared on the same samples only.
+    """
     scores = {}
     for section in judges.scorers:
         load = partial(load_reward_model, dtype=dtype, quantization=quantization, device=device)
-        (scorer,) = load_scorers([section], tokenizer, load)
+        scorers = load_scorers([section], tokenizer, load, judges.columns)
+        own = (total_scores(scorers, answers.flat)[1][section.label] for answers in everyone)
         scores[section.label] = [
-            np.asarray(scorer.score(answers.flat), dtype=np.float64).reshape(len(answers.samples), -1)
-            for answers in everyone
+            np.asarray(given, dtype=np.float64).reshape(len(answers.samples), -1)
+            for given, answers in zip(own, everyone, strict=True)
         ]
     return scores
 

@@ -70,6 +70,9 @@ log π(y) − log π<sub>ref</sub>(y).</p>
 {% if not runs %}<p>No runs were given (<code>runs:</code>, or <code>run:</code> of a model).</p>{% endif %}
 {% for r in runs %}<h3>{{ r.title }}</h3><p class="soft"><code>{{ r.folder }}</code></p>
 {% if r.figures %}{{ figures(r.figures) }}{% endif %}
+{% if r.findings %}<table><thead><tr><th>step</th><th class="left">what went wrong</th><th class="left">what to try</th></tr></thead>
+<tbody>{% for f in r.findings %}<tr><td>{{ f.step }}</td><td class="left wrap">{{ f.evidence }} <small>{{ f.name }}</small></td><td class="left wrap">{{ f.advice }}</td></tr>{% endfor %}</tbody></table>
+{% elif r.metrics %}<p class="soft">The training doctor found nothing wrong.</p>{% endif %}
 {% if r.lacking %}<p class="soft">Not logged: {{ r.lacking }}.</p>{% endif %}
 {% for sentence in r.missing %}<p>Missing: {{ sentence }}</p>{% endfor %}
 {% endfor %}

@@ -133,7 +133,14 @@ def _preferences(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
 
 def _run(run: Run, tint: Mapping[str, str]) -> dict[str, Any]:
     drawn, lacking = curves.figures(run, tint.get(run.owner, plots.NEUTRAL)) if run.metrics else ([], [])
-    return {**run.as_dict(), "title": run.title, "recipe": run.recipe, "figures": drawn, "lacking": ", ".join(lacking)}
+    return {
+        **run.as_dict(),
+        "title": run.title,
+        "recipe": run.recipe,
+        "metrics": bool(run.metrics),
+        "figures": drawn,
+        "lacking": ", ".join(lacking),
+    }
 
 
 def _rate(estimate: Mapping[str, Any] | None) -> Markup:

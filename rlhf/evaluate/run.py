@@ -24,7 +24,7 @@ from rlhf.evaluate.findings import findings
 from rlhf.evaluate.judges import Judges, compare_all, load_judges, score_all
 from rlhf.evaluate.preferences import Pairs, reward_accuracy
 from rlhf.evaluate.report import write_html
-from rlhf.evaluate.runs import notes_of, runs_of
+from rlhf.evaluate.runs import notes_of, runs_of, training_findings
 from rlhf.evaluate.sampling import Answers, answers, load_reference
 from rlhf.evaluate.summary import sample_rows, summarise
 from rlhf.generation.in_process import default_device
@@ -46,7 +46,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
     reference = load_reference(recipe, device, console)
     tokenizer, prompts, pairs = reference.tokenizer, reference.prompts, reference.pairs
     say(console, "loading the judges")
-    judges = load_judges(recipe, tokenizer)
+    judges = load_judges(recipe, tokenizer, prompts.columns)
     everyone = list(answers(recipe, reference, device, console))
     del reference
     gc.collect()  # the policies are no longer needed: their memory is for the reward models
@@ -79,7 +79,7 @@ def evaluate(recipe: EvalRecipe) -> dict[str, Any]:
         "sampling": recipe.sampling.model_dump(),
         "template": recipe.template.model_dump(),
         "prompts": {"count": len(prompts)} | prompts.report,
-        "findings": findings(models, recipe.scorers[0].label),
+        "findings": findings(models, recipe.scorers[0].label) + training_findings(runs),
         "models": models,
         "scorers": list(scores),
         "pair_judges": list(verdicts),

@@ -42,6 +42,11 @@ class Run:
         points = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
         return [float(step) for step, _ in points], [float(value) for _, value in points]
 
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What the training doctor said, in the order of the steps (`rlhf.train.doctor`)."""
+        return [found for row in self.metrics for found in row.get("findings", [])]
+
     def as_dict(self) -> dict[str, Any]:
         """For report.json: the stage's time and memory, its last metrics, and what is missing."""
         return {
@@ -53,6 +58,7 @@ class Run:
             "peak_rss_mib": self.status.get("peak_rss_mib"),
             "steps": self.metrics[-1]["step"] if self.metrics else None,
             "last": self.metrics[-1] if self.metrics else {},
+            "findings": self.findings,
             "missing": list(self.missing),
         }
 
@@ -86,6 +92,15 @@ def read_run(folder: str, model: str | None = None) -> Run:
     if not metrics and (method not in METHODS or trains(method)):
         missing.append(f"{folder}: no metrics.jsonl, so there are no curves.")
     return Run(folder, model, method, recipe, status, metrics, tuple(missing))
+
+
+def training_findings(runs: Sequence[Run]) -> list[str]:
+    """What went wrong in training, beside the verdicts on what came of it."""
+    return [
+        f"In the training of {run.title}, step {found['step']}: {found['evidence']}."
+        for run in runs
+        for found in run.findings
+    ]
 
 
 def notes_of(runs: Sequence[Run]) -> list[str]:

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.data.rows import text_of
 from rlhf.display.progress import ProgressBar, say
 from rlhf.evaluate.preferences import Pairs, load_pairs
 from rlhf.generation.context import check_context, config_context
@@ -29,9 +28,9 @@ from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
 from rlhf.recipe.schema import EvalModel, EvalRecipe
 from rlhf.recipe.sections import StoredModelSection
-from rlhf.tokens.dataset import Prompts
 from rlhf.tokens.recipe_rows import sampling_prompts
 from rlhf.tokens.segments import Segment, collate
+from rlhf.tokens.store import Prompts
 from rlhf.tokens.tokenizer import load_tokenizer
 
 BATCH = 16  # prompts a forward pass
@@ -75,7 +74,7 @@ def load_reference(recipe: EvalRecipe, device: str, console: Console) -> Referen
     name_or_path = recipe.models[0].name_or_path
     tokenizer = load_tokenizer(name_or_path)
     prompts = sampling_prompts(recipe, tokenizer)
-    longest = max(len(ids) for _, ids in prompts)
+    longest = max(len(prompt.ids) for prompt in prompts)
     for model in recipe.models:  # before any of them is loaded
         context = config_context(model.name_or_path)
         check_context(longest, recipe.sampling.max_new_tokens, context, model.name)
@@ -110,14 +109,16 @@ def _answer(model: EvalModel, recipe: EvalRecipe, reference: Reference, device: 
     engine: Engine = InProcessEngine(policy, tokenizer)
     began = time.perf_counter()
     with ProgressBar(f"sampling {escape(model.name)}", len(prompts) * recipe.sampling.n, console) as bar:
-        groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
+        groups = engine.generate(
+            [prompt.ids for prompt in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance
+        )
     seconds = time.perf_counter() - began
     tokens = sum(len(completion.ids) for group in groups for completion in group)
     if not same_tokens:
         groups = [[_in_tokens_of(reference.tokenizer, completion) for completion in group] for group in groups]
     samples = [
-        [Sample(text_of(text), ids, completion) for completion in group]
-        for (text, ids), group in zip(reference.prompts, groups, strict=True)
+        [Sample(prompt.text, prompt.ids, completion, prompt.columns) for completion in group]
+        for prompt, group in zip(reference.prompts, groups, strict=True)
     ]
     kl, preferred = None, None
     notes = _undefined_kl(recipe, model.name, same_tokens)

@@ -90,7 +90,7 @@ def compare(names: str, recipe: GenerateRecipe, console: Console) -> dict[str, M
     ]
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows = sampling_prompts(recipe.model_copy(update={"prompts": few}), tokenizer)
-    texts = [text for text, _ in (rows[i] for i in range(min(len(rows), MEASURED)))]
+    texts = [prompt.content for prompt in rows[:MEASURED]]
     section = TransformersSection(engine="transformers", model=recipe.model, quantization=recipe.quantization)
     engine = TransformersText(section, name="--compare", template=recipe.template)
     requests = [Request(str(i), text) for i, text in enumerate(texts)]

@@ -10,9 +10,10 @@ end, and what was cut off is dealt with by `ppo.missing_eos` alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ from rlhf.models.lineage import (
 )
 from rlhf.models.load import load_scalar_model
 from rlhf.models.scalar import ScalarModel
-from rlhf.recipe.sections import Precision, QuantizationSection, ScorerSection, StoredModelSection, TemplateSection
+from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.sections import Precision, QuantizationSection, StoredModelSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
 from rlhf.tokens.tokenizer import load_tokenizer
@@ -42,11 +44,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with its prompt, as text and as the ids that it was sampled from."""
+    """One completion with its prompt, as text and as the ids that it was sampled from, and the columns of the prompt's row."""
 
     prompt: str
     prompt_ids: Sequence[int]
     completion: Completion
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class RewardScorer:
@@ -144,10 +147,9 @@ def check_reward_model(name_or_path: str) -> None:
 
 def check_template(section: ScorerSection, template: TemplateSection) -> None:
     """Raises RecipeError for a reward model of another template (`lineage.problem_with_template`) that the recipe does not allow."""
-    if section.model is None or section.other_template:
-        return
-    if problem := problem_with_template(section.model, template):
-        raise RecipeError(problem)
+    for name in () if section.other_template else section.reward_models:
+        if problem := problem_with_template(name, template):
+            raise RecipeError(problem)
 
 
 def same_tokens(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -16,13 +16,13 @@ from typing import Any
 from rich.console import Console
 
 from rlhf.data.parquet_rows import write_rows
-from rlhf.data.rows import Row, Text, text_of
+from rlhf.data.rows import Row, Text
 from rlhf.display.progress import ProgressBar
 from rlhf.generation.context import check_context, config_context
 from rlhf.generation.engine import Completion, Engine
 from rlhf.generation.in_process import InProcessEngine, default_device
 from rlhf.generation.reward_scorer import Sample, check_template, load_reward_model
-from rlhf.generation.scorers import load_scorers, total_scores
+from rlhf.generation.scorers import load_scorers, mean_of, total_scores
 from rlhf.generation.text_engine import as_completion
 from rlhf.models.load import load_policy
 from rlhf.models.precision import settled
@@ -43,24 +43,27 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
     model = recipe.model.name_or_path
     tokenizer = load_tokenizer(model)
     prompts = sampling_prompts(recipe, tokenizer)
-    check_context(max(len(ids) for _, ids in prompts), recipe.sampling.max_new_tokens, config_context(model))
+    check_context(max(len(prompt.ids) for prompt in prompts), recipe.sampling.max_new_tokens, config_context(model))
     for section in recipe.scorers:
         check_template(section, recipe.template)
     policy = load_policy(recipe.model, quantization=recipe.quantization, device=device)
     dtype = recipe.model.dtype and settled(recipe.model.dtype, device)
     load = partial(load_reward_model, dtype=dtype, device=device, quantization=recipe.quantization)
-    scorers = load_scorers(recipe.scorers, tokenizer, load)
+    scorers = load_scorers(recipe.scorers, tokenizer, load, prompts.columns)
     engine: Engine = InProcessEngine(policy, tokenizer)
     with ProgressBar("generate", len(prompts) * recipe.sampling.n, console) as bar:
-        groups = engine.generate([ids for _, ids in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance)
+        groups = engine.generate(
+            [prompt.ids for prompt in prompts], recipe.sampling, seed=recipe.seed, progress=bar.advance
+        )
 
     samples = [
-        Sample(text_of(text), ids, completion)
-        for (text, ids), group in zip(prompts, groups, strict=True)
+        Sample(prompt.text, prompt.ids, completion, prompt.columns)
+        for prompt, group in zip(prompts, groups, strict=True)
         for completion in group
     ]
     scores, parts = total_scores(scorers, samples)
-    rows, dropped = _rows([text for text, _ in prompts], groups, scores if scorers else None)
+    rows, dropped = _rows([prompt.content for prompt in prompts], groups, scores if scorers else None)
+    means = {name: mean_of(values) for name, values in parts.items()}
     report = {
         "prompts": prompts.report,
         "rows_in": len(prompts),
@@ -69,7 +72,7 @@ def generate(recipe: GenerateRecipe) -> dict[str, Any]:
         "samples": len(samples),
         "tokens": sum(len(s.completion.ids) for s in samples),
         "ended": sum(s.completion.ended for s in samples) / len(samples),
-        "mean_score": {name: sum(values) / len(values) for name, values in parts.items()},
+        "mean_score": {name: mean if share else None for name, (mean, share) in means.items()},
     }
     with atomic_folder(Path(recipe.output_dir) / "train") as folder:
         write_rows(folder / "part-0.parquet", rows)

@@ -11,7 +11,7 @@ from rlhf.losses.dpo import dpo_loss
 from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate, kl_loss
 from rlhf.losses.output import LossOutput
 from rlhf.losses.ppo import missing_eos_scores, policy_loss, truncated_weights, value_loss
-from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss
+from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss, rule_accuracy
 from rlhf.losses.sft import sft_loss
 from rlhf.losses.whitening import moments, whiten
 
@@ -33,6 +33,7 @@ __all__ = [
     "ranked_pairs",
     "reward_loss",
     "rewards_to_go",
+    "rule_accuracy",
     "sft_loss",
     "token_rewards",
     "truncated_weights",

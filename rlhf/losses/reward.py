@@ -35,6 +35,12 @@ def ranked_pairs(grades: Tensor, segments: Tensor) -> RankedPairs:
     return RankedPairs(chosen, rejected, 1.0 / counts[segments[chosen]].float())
 
 
+def rule_accuracy(values: Tensor, pairs: RankedPairs, num_pairs: int | Tensor) -> Tensor:
+    """The share of pairs in which the better completion has the larger value; an equal value is half right. values: [M]."""
+    right = 0.5 + 0.5 * (values[pairs.chosen] - values[pairs.rejected]).sign()
+    return share_of_mean(right * pairs.weights, num_pairs)
+
+
 def reward_loss(
     *,
     chosen_scores: Tensor,

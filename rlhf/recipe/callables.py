@@ -77,6 +77,20 @@ def why_missing(spec: str) -> str | None:
     return f"{target} has no {function!r}" + (f"; did you mean '{target}:{near[0]}'?" if near else "")
 
 
+def definition_of(spec: str) -> ast.FunctionDef | None:
+    """The function as it is written at the top level of its file, which is not run; None where it is not written there so."""
+    target, _, function = spec.partition(":")
+    file, _ = _find(target)
+    if file is None or file.suffix != ".py":
+        return None
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return None
+    found = [node for node in _statements(tree.body) if getattr(node, "name", None) == function]
+    return found[0] if len(found) == 1 and isinstance(found[0], ast.FunctionDef) else None
+
+
 def source_of(spec: str) -> Path | None:
     """The file that holds the module of `spec`, found without running it; None for a module that is not a file."""
     return _find(spec.partition(":")[0])[0]

@@ -10,13 +10,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from rlhf.recipe.online import GrpoRecipe, OnlineRecipe, PpoRecipe, ReinforcePpRecipe, RlooRecipe
+from rlhf.recipe.online import GrpoRecipe, OnlineDpoRecipe, OnlineRecipe, PpoRecipe, ReinforcePpRecipe, RlooRecipe
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     Precision,
     QuantizationSection,
     Recipe,
     SamplingSection,
-    ScorerSection,
     Section,
     Sources,
     StoredModelSection,
@@ -155,6 +155,7 @@ AnyRecipe = Annotated[
     | RlooRecipe
     | GrpoRecipe
     | ReinforcePpRecipe
+    | OnlineDpoRecipe
     | DpoRecipe
     | DataRecipe
     | GenerateRecipe

@@ -217,41 +217,6 @@ class SamplingSection(Section):
     batch_size: PositiveInt = 64
 
 
-class ScorerSection(Section):
-    """One source of reward: a reward model's run folder, or a Python callable `module:function`.
-
-    A callable takes `prompts: list[str], completions: list[str]` and returns one float each; higher is better. A reward model's
-    scores are in standard deviations from the mean of its own data; `normalize: false` takes them as they are. Its prompts
-    must be in the template that it was trained with, unless `other_template` allows another.
-    """
-
-    name: str | None = None
-    model: str | None = None
-    callable: str | None = None
-    weight: float = 1.0
-    normalize: bool = True
-    other_template: bool = False
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> ScorerSection:
-        if (self.model is None) == (self.callable is None):
-            raise ValueError("give exactly one of model (a reward model's folder) and callable (module:function)")
-        if self.callable is not None and self.callable.count(":") != 1:
-            raise ValueError("callable: must read module:function")
-        if self.callable is not None and (self.other_template or not self.normalize):
-            key = "other_template" if self.other_template else "normalize"
-            raise ValueError(f"{key}: is about a reward model, and does nothing with a callable; leave it out")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The name under which this scorer is reported."""
-        return (
-            self.name
-            or (self.callable or self.model or "").rstrip("/").replace("/final", "").split("/")[-1].split(":")[-1]
-        )
-
-
 class Recipe(Section):
     """What every recipe has: where it writes, and its seed; and what carries it out."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -19,6 +21,28 @@ from rlhf.recipe.sections import (
     Section,
     TrainingSection,
 )
+
+FindingName = Literal[
+    "first_ratio",
+    "negative_kl",
+    "kl_blow_up",
+    "ends_less",
+    "rises_with_length",
+    "no_spread",
+    "value_explains_nothing",
+    "entropy_collapse",
+    "engine_gap",
+    "chosen_falls",
+    "stuck_at_log_2",
+    "overfits",
+    "no_better_than_length",
+]
+
+
+class DoctorSection(Section):
+    """The training doctor says what goes wrong in a run. It stops the run at the findings that `halt` names (docs/doctor.md)."""
+
+    halt: list[FindingName] = []
 
 
 class TrainRecipe(Recipe):
@@ -39,6 +63,7 @@ class TrainRecipe(Recipe):
     training: TrainingSection = TrainingSection()
     checkpoint: CheckpointSection = CheckpointSection()
     logging: LoggingSection = LoggingSection()
+    doctor: DoctorSection = DoctorSection()
 
     @model_validator(mode="after")
     def _quantized_bases_are_frozen(self) -> TrainRecipe:
@@ -65,6 +90,11 @@ class TrainRecipe(Recipe):
     def other_models(self) -> dict[str, str]:
         """The models that the run loads beside `model`, by the key that names each: references, reward models."""
         return {}
+
+    @property
+    def scorers(self) -> Sequence[ScorerSection]:
+        """What gives rewards to the completions that the method samples itself."""
+        return ()
 
     def callables(self) -> dict[str, str]:
         """The Python functions that the run calls, by the key that names each."""

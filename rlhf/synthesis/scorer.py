@@ -15,7 +15,7 @@ from rlhf.data.rows import Text, text_of
 from rlhf.errors import RlhfError
 from rlhf.generation.engines.sampling import windows
 from rlhf.generation.text_engine import Answer, Request, as_completion
-from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.synthesis import ScoreStep, TextSampling
 
 BATCH = 64  # requests scored together

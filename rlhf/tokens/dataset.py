@@ -23,10 +23,11 @@ from rlhf.data.load import Stream
 from rlhf.data.origins import Origins
 from rlhf.data.rows import LABEL_FALSE, Located, chunks, kind_of, text_of, trained_as
 from rlhf.errors import DataError
+from rlhf.recipe.arguments import NONE, Columns
 from rlhf.recipe.sections import DataSection, SourceSection, TemplateSection
 from rlhf.tokens.cache import token_folder
 from rlhf.tokens.segments import Segment
-from rlhf.tokens.store import Prompt, Segments, TokenWriter, prompts_of
+from rlhf.tokens.store import Prompts, Segments, TokenWriter
 from rlhf.tokens.template import Renderer
 
 if TYPE_CHECKING:
@@ -50,19 +51,6 @@ class TokenizedRows:
     def items(self) -> Sequence[Segment]:
         """What a stage trains on."""
         return self.segments
-
-
-class Prompts(list[Prompt]):
-    """Prompts in file order. Beside them: where each came from, the report, and a hash of the prompts."""
-
-    rows: Sequence[Located]
-    report: dict[str, Any]
-    fingerprint: str
-
-    @property
-    def items(self) -> Sequence[Prompt]:
-        """What a stage starts from."""
-        return self
 
 
 def tokenize(
@@ -111,20 +99,19 @@ def prompts(
     on_overflow: Overflow = "error",
     *,
     seed: int,
+    keep: Columns = NONE,
 ) -> Prompts:
-    """The distinct prompts of rows of any kind, in order, with the ids that generation starts from.
+    """The distinct prompts of rows of any kind, in order, with the ids that generation starts from and the columns to `keep`.
 
-    Repeated prompts are dropped and counted. So are prompts over `max_length` tokens, unless `on_overflow` is `error`; a prompt is never
-    cut. The counts are in `.report`. Raises DataError as `tokenize` does.
+    Repeated prompts are dropped and counted; a prompt with another value in a column that a scorer names is another one. Prompts over
+    `max_length` tokens are dropped and counted too, unless `on_overflow` is `error`; a prompt is never cut. The counts are in `.report`.
+    Raises DataError as `tokenize` does, and RecipeError for a source without a needed column.
     """
-    out = Prompts()
     if not sources:
-        out.rows, out.fingerprint = Origins(), ""
-        out.report = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
-        return out
+        return Prompts()
 
     def make(folder: Path) -> None:
-        work = _CountedStream(sources, Renderer(tokenizer, template), seed, {"prompt"})
+        work = _CountedStream(sources, Renderer(tokenizer, template), seed, {"prompt"}, keep)
         fit = _Fit(max_length, "error" if on_overflow == "error" else "drop", "prompts")
         writer = TokenWriter(folder)
         for chunk in work.distinct_prompts():
@@ -137,19 +124,23 @@ def prompts(
         work.needs_any(writer.rows, "prompt is left")
         writer.close(work.report(writer.rows))
 
-    what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow}
-    folder = token_folder(sources, tokenizer, template, what, seed, make)
-    out.extend(prompts_of(folder))
-    out.rows, out.report, out.fingerprint = folder.origins, folder.report, folder.fingerprint
-    return out
+    what = {"prompts": True, "max_length": max_length, "on_overflow": on_overflow, "columns": keep.as_key()}
+    return Prompts(token_folder(sources, tokenizer, template, what, seed, make))
 
 
 class _CountedStream:
     """The rows of some sources on their way to tokens, with a count of what became of each."""
 
-    def __init__(self, sources: Sequence[SourceSection], renderer: Renderer, seed: int, kinds: Collection[str]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceSection],
+        renderer: Renderer,
+        seed: int,
+        kinds: Collection[str],
+        keep: Columns = NONE,
+    ) -> None:
         self.sources, self.renderer = sources, renderer
-        self.stream = Stream(sources, seed=seed, kinds=kinds)
+        self.stream, self.keep = Stream(sources, seed=seed, kinds=kinds, keep=keep), keep
         self.dropped: Counter[str] = Counter()
         self.converted: str | None = None
         self.seen = 0  # rows that reached the tokenizer
@@ -161,12 +152,13 @@ class _CountedStream:
             yield [row for row in (self._of_kind(row, kinds) for row in chunk) if row is not None]
 
     def distinct_prompts(self) -> Iterator[list[Located]]:
-        """The first row of every prompt."""
+        """The first row of every prompt; a prompt with another value in a column that a scorer names is another one."""
         met: set[int] = set()
         for chunk in chunks(self.stream, AT_ONCE):
             rows = []
             for row in chunk:
-                key = hash(text_of(row.data["prompt"]))
+                named = [(row.columns or {}).get(name) for name in sorted(self.keep.names)]
+                key = hash((text_of(row.data["prompt"]), repr(named)))
                 if key not in met:
                     met.add(key)
                     rows.append(row)

@@ -17,10 +17,11 @@ from rlhf.errors import RecipeError
 from rlhf.recipe.schema import AnyRecipe
 from rlhf.recipe.sections import Recipe
 from rlhf.recipe.training import TrainRecipe
-from rlhf.tokens.dataset import Prompts, TokenizedRows
+from rlhf.tokens.dataset import TokenizedRows
 from rlhf.tokens.recipe_rows import training_rows, with_template
 from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import IGNORE_INDEX, Segment, collate, pad
+from rlhf.tokens.store import Prompts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -254,7 +255,8 @@ def _show_prompts(
     found: Prompts, recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, console: Console, shown: int
 ) -> None:
     _say(console, f"{counted(len(found), 'prompt')}; nothing in them is trained, and rollouts start after them")
-    for number, (_, ids) in enumerate(found, 1):
+    for number, prompt in enumerate(found, 1):
+        ids = prompt.ids
         if reason := _doubled_bos(ids, tokenizer.bos_token_id, recipe.data.template.kind):
             raise found.rows[number - 1].error(f"the prompt {reason}", "prompt")
         if number <= shown:

@@ -5,14 +5,17 @@ What is shown is therefore what is trained: the same sources, limits and seed, f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rlhf.data.load import Stream
+from rlhf.recipe.arguments import columns_of, imported_arguments, written_arguments
 from rlhf.recipe.schema import EvalRecipe, GenerateRecipe
 from rlhf.recipe.training import TrainRecipe
-from rlhf.tokens.dataset import Prompts, TokenizedRows, prompts, tokenize
+from rlhf.tokens.dataset import TokenizedRows, prompts, tokenize
 from rlhf.tokens.segments import Segment
+from rlhf.tokens.store import Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +35,9 @@ def with_template(recipe: R) -> R:
         return recipe
     sources = recipe.data.train if isinstance(recipe, TrainRecipe) else recipe.prompts
     kinds = recipe.row_kinds if isinstance(recipe, TrainRecipe) else {"prompt"}
-    streams = (Stream([source], seed=recipe.seed, kinds=kinds, needs_rows=False) for source in sources)
+    keep = columns_of(recipe.scorers, written_arguments)  # no function is imported for this
+    keep = replace(keep, needed={}, optional=frozenset(keep.names))  # what is not there is said when the rows are read
+    streams = (Stream([source], seed=recipe.seed, kinds=kinds, needs_rows=False, keep=keep) for source in sources)
     firsts = (row for stream in streams if (row := next(iter(stream), None)) is not None)
     kind = "chat" if any(isinstance(row.data["prompt"], list) for row in firsts) else "plain"
     update = {"template": section.template.model_copy(update={"kind": kind})}
@@ -44,21 +49,24 @@ def with_template(recipe: R) -> R:
 def training_rows(
     recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase, which: Literal["train", "eval"]
 ) -> TokenizedRows | Prompts:
-    """The segments of `data.train` or `data.eval`; prompts for a method that samples its own completions.
+    """The segments of `data.train` or `data.eval`; for a method that samples its own completions prompts, with the columns that
+    its rewards read.
 
-    Raises DataError as `tokenize` and `prompts` do.
+    Raises DataError and RecipeError as `tokenize` and `prompts` do.
     """
     if recipe.longest_prompt is None:
         return tokenize(recipe.data, tokenizer, recipe.row_kinds, which, seed=recipe.seed)
     data = recipe.data
     sources = data.train if which == "train" else data.eval
     overflow: Literal["error", "drop"] = "error" if data.on_overflow == "error" else "drop"  # a prompt is never cut
-    return prompts(sources, tokenizer, data.template, recipe.longest_prompt, overflow, seed=recipe.seed)
+    keep = columns_of(recipe.scorers, imported_arguments)
+    return prompts(sources, tokenizer, data.template, recipe.longest_prompt, overflow, seed=recipe.seed, keep=keep)
 
 
 def sampling_prompts(recipe: GenerateRecipe | EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Prompts:
-    """The prompts that a recipe samples completions of. Raises DataError as `prompts` does."""
-    return prompts(recipe.prompts, tokenizer, recipe.template, seed=recipe.seed)
+    """The prompts that a recipe samples completions of, with the columns that its scorers read. Raises as `prompts` does."""
+    keep = columns_of(recipe.scorers, imported_arguments)
+    return prompts(recipe.prompts, tokenizer, recipe.template, seed=recipe.seed, keep=keep)
 
 
 def probe_rows(rows: TokenizedRows | Prompts, count: int) -> list[Segment]:

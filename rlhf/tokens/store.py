@@ -9,8 +9,9 @@
     margins.npy   float64 [rows]        nan where unknown
     files.npy     int32 [rows]          which file a row came from: an index into `files` of report.json
     rows.npy      int64 [rows]          its row number in that file
-    texts.jsonl   the prompts' texts, for prompts alone
-    report.json   {files, report}       what became of every row
+    texts.jsonl   for prompts alone: each prompt's text or messages, and the columns of its row that scorers asked for
+    places.npy    int64 [rows]          where each line of texts.jsonl starts; empty where there are no such lines
+    report.json   {files, report, columns}     what became of every row; the names of those columns
 
 `cache` keeps the folder under a key of everything that the tokens depend on. Two processes that want it at the same time make it once.
 """
@@ -19,9 +20,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +40,7 @@ _TYPES = {
     "margins": np.float64,
     "files": np.int32,
     "rows": np.int64,
+    "places": np.int64,
 }
 
 
@@ -48,9 +51,10 @@ class TokenWriter:
         self.folder = folder
         self.rows = self.completions = self.tokens = 0
         self._ids = (folder / "ids.bin").open("wb")
-        self._texts = (folder / "texts.jsonl").open("w", encoding="utf-8")
+        self._texts = (folder / "texts.jsonl").open("wb")
         self._parts: dict[str, list[Any]] = {name: [] for name in _TYPES}
         self._files: dict[str, int] = {}
+        self._columns: dict[str, None] = {}
 
     def add(self, segments: Sequence[Segment], rows: Sequence[Located]) -> None:
         """Append segments and the rows they come from."""
@@ -59,9 +63,16 @@ class TokenWriter:
         self._add([[s.prompt_ids, *s.completion_ids] for s in segments], rows, grades, margins)
 
     def add_prompts(self, prompts: Sequence[Sequence[int]], rows: Sequence[Located]) -> None:
-        """Append prompts alone, and their texts."""
+        """Append prompts alone, with their texts and the columns that came with them. What JSON does not know becomes text."""
         self._add([[ids] for ids in prompts], rows, [], [np.nan] * len(rows))
-        self._texts.writelines(json.dumps(row.data["prompt"], ensure_ascii=False) + "\n" for row in rows)
+        places = []
+        for row in rows:
+            columns = row.columns or {}
+            self._columns |= dict.fromkeys(columns)
+            places.append(self._texts.tell())
+            line = json.dumps([row.data["prompt"], columns], ensure_ascii=False, default=str)
+            self._texts.write(line.encode() + b"\n")
+        self._parts["places"].append(np.asarray(places, dtype=np.int64))
 
     def close(self, report: dict[str, Any]) -> None:
         """Write the arrays and the report."""
@@ -69,7 +80,8 @@ class TokenWriter:
         self._texts.close()
         for name, kind in _TYPES.items():
             np.save(self.folder / f"{name}.npy", np.concatenate([np.empty(0, dtype=kind), *self._parts[name]]))
-        text = json.dumps({"files": list(self._files), "report": report}, ensure_ascii=False, indent=1)
+        about = {"files": list(self._files), "report": report, "columns": list(self._columns)}
+        text = json.dumps(about, ensure_ascii=False, indent=1)
         (self.folder / "report.json").write_text(text + "\n", encoding="utf-8")
 
     def _add(
@@ -99,6 +111,7 @@ class TokenFolder:
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         self.report: dict[str, Any] = about["report"]
+        self.columns: tuple[str, ...] = tuple(about["columns"])
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _TYPES}
         self.counts, self.grades, self.margins = arrays["counts"], arrays["grades"], arrays["margins"]
         self.origins = Origins(about["files"], arrays["files"], arrays["rows"])
@@ -108,8 +121,9 @@ class TokenFolder:
         self._ids: Any = (
             np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if size else np.empty(0, dtype=np.int32)
         )
-        self.texts = folder / "texts.jsonl"
-        self.fingerprint = _fingerprint(folder)
+        self._places = arrays["places"]
+        self._texts: Any = np.memmap(folder / "texts.jsonl", dtype=np.uint8, mode="r") if len(self._places) else b""
+        self.fingerprint = _fingerprint(folder, with_texts=bool(self.columns))
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -123,6 +137,13 @@ class TokenFolder:
         cuts = [0, *(end - start for end in ends)]
         return [ids[a:b] for a, b in pairwise(cuts)]
 
+    def text(self, index: int) -> tuple[Text, dict[str, Any]]:
+        """A prompt's text or messages, and the columns that came with it."""
+        start = int(self._places[index])
+        end = int(self._places[index + 1]) if index + 1 < len(self._places) else len(self._texts)
+        content, columns = json.loads(bytes(self._texts[start:end]))
+        return content, columns
+
     @property
     def num_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens of each row, as `Segment.num_tokens` counts them."""
@@ -130,10 +151,12 @@ class TokenFolder:
         return np.diff(last, prepend=0)
 
 
-def _fingerprint(folder: Path) -> str:
-    """A hash of the tokens and numbers of a finished folder. It does not depend on where the rows came from."""
+def _fingerprint(folder: Path, *, with_texts: bool) -> str:
+    """A hash of the tokens and numbers of a finished folder, and of the columns that scorers read. It does not depend on where
+    the rows came from.
+    """
     sealed = json.loads((folder / MANIFEST).read_text())["files"]
-    names = ("ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy")
+    names = ["ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy", *(["texts.jsonl"] * with_texts)]
     return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()
 
 
@@ -162,10 +185,13 @@ class Segments(OnDemand[Segment]):
 
 
 class Prompt(NamedTuple):
-    """A prompt to sample completions of: its row's text or messages, and the ids that generation starts from."""
+    """A prompt to sample completions of: its row's text or messages, the ids that generation starts from, and the columns of its
+    row that the scorers asked for.
+    """
 
     content: Text
     ids: list[int]
+    columns: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def text(self) -> str:
@@ -173,8 +199,26 @@ class Prompt(NamedTuple):
         return text_of(self.content)
 
 
-def prompts_of(folder: TokenFolder) -> Iterator[Prompt]:
-    """Every prompt of a folder that `add_prompts` filled."""
-    with folder.texts.open(encoding="utf-8") as lines:
-        for index, line in enumerate(lines):
-            yield Prompt(json.loads(line), folder.parts(index)[0])
+class Prompts(OnDemand[Prompt]):
+    """The prompts of a folder that `add_prompts` filled, in file order. Each is read when it is asked for."""
+
+    def __init__(self, folder: TokenFolder | None = None) -> None:
+        nothing = {"sources": [], "rows_in": 0, "rows_out": 0, "dropped": {}}
+        self._folder = folder
+        self.rows: Sequence[Located] = Origins() if folder is None else folder.origins
+        self.report: dict[str, Any] = nothing if folder is None else folder.report
+        self.fingerprint = "" if folder is None else folder.fingerprint
+        self.columns: tuple[str, ...] = () if folder is None else folder.columns  # those that any prompt came with
+
+    def __len__(self) -> int:
+        return 0 if self._folder is None else len(self._folder)
+
+    @property
+    def items(self) -> Sequence[Prompt]:
+        """What a stage starts from."""
+        return self
+
+    def _at(self, index: int) -> Prompt:
+        assert self._folder is not None
+        content, columns = self._folder.text(index)
+        return Prompt(content, self._folder.parts(index)[0], columns)

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlhf.losses import group_relative, leave_one_out, rewards_to_go
-from rlhf.recipe.online import GrpoSection
-from rlhf.train.online import Online
+from rlhf.recipe.online_sections import GrpoSection
+from rlhf.train.policy_gradient import PolicyGradient
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 
 
-class Grouped(Online):
+class Grouped(PolicyGradient):
     """The samples of one prompt are each other's baseline; a microbatch holds them all."""
 
     @abstractmethod
@@ -54,12 +54,12 @@ class Grpo(Grouped):
         return group_relative(totals, groups, scale=self.section.scale_rewards)
 
 
-class ReinforcePp(Online):
+class ReinforcePp(PolicyGradient):
     """REINFORCE++: the whole iteration is the baseline, so one sample of a prompt is enough."""
 
     def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:
         returns = [rewards_to_go(self.token_rewards(r), r.batch.rows) for r in rollouts]
-        whitened = whiten_all(returns, self.sum_over_ranks)
+        whitened = whiten_all(returns, self.ranks.sum)
         return [
             Experience(**vars(rollout), advantages=own, returns=to_go)
             for rollout, own, to_go in zip(rollouts, whitened, returns, strict=True)

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
 
 from rlhf.errors import RlhfError
 from rlhf.losses import truncated_weights
 from rlhf.recipe.rollouts import AnyRollouts
+from rlhf.train.ranks import Ranks
 from rlhf.train.rollout import Rollout
 
 
-def engine_gap(
-    rollouts: Sequence[Rollout], section: AnyRollouts, key: str, accelerator: Accelerator
-) -> dict[str, float]:
+def engine_gap(rollouts: Sequence[Rollout], section: AnyRollouts, key: str, ranks: Ranks) -> dict[str, float]:
     """The mean and the largest difference of a token, in nats, over all ranks; with importance sampling, how many tokens its cap holds.
 
     Raises RlhfError, on every rank, where the mean is over the recipe's `max_gap`. key: the recipe's key of the section.
@@ -27,13 +25,7 @@ def engine_gap(
     old = torch.cat([r.old_logprobs for r in rollouts])
     theirs = torch.cat([r.engine_logprobs for r in rollouts if r.engine_logprobs is not None])
     difference = (old - theirs).abs()
-    held = torch.zeros_like(old)
-    if section.importance_sampling is not None:
-        cap = section.importance_sampling.cap
-        held = (truncated_weights(old, theirs, cap=cap) >= cap).float()
-    sums = accelerator.reduce(torch.stack([difference.sum(), held.sum(), torch.ones_like(old).sum()]), "sum")
-    total, capped, count = sums.tolist()
-    measured = {"engine_gap": total / count, "engine_gap_max": float(accelerator.gather(difference.max()[None]).max())}
+    measured = {"engine_gap": ranks.mean(difference), "engine_gap_max": ranks.max(difference)}
     if not measured["engine_gap"] <= section.max_gap:  # nan is over it too
         raise RlhfError(
             f"{key}.max_gap: the engine's log-probabilities are {measured['engine_gap']:.3g} nats a token from those of the policy "
@@ -42,4 +34,7 @@ def engine_gap(
             "--logprobs-mode processed_logprobs). If none of these is so, its rounding is coarse: set importance_sampling, and "
             "raise max_gap"
         )
-    return measured | ({} if section.importance_sampling is None else {"engine_capped": capped / count})
+    if section.importance_sampling is not None:
+        cap = section.importance_sampling.cap
+        measured["engine_capped"] = ranks.mean((truncated_weights(old, theirs, cap=cap) >= cap).float())
+    return measured

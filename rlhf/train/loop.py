@@ -10,7 +10,7 @@ gradient accumulation and world size do not change a loss.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.checkpoint import Checkpoints
+from rlhf.train.doctor import Doctor, stop_at
 from rlhf.train.metrics import MetricsLog
 from rlhf.train.optim import learning_rate, make_optimizer
 from rlhf.train.saving import SaveTimes
@@ -89,6 +90,7 @@ def fit(
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     log = MetricsLog(Path(recipe.output_dir), title, stage.total_steps, start, accelerator)
     saves = SaveTimes(recipe.checkpoint, accelerator, saved=start > 0)
+    doctor = Doctor(stage.total_steps, log.lines())
     metrics: dict[str, float] = {}
     with log:
         if section.eval_steps and start == 0:
@@ -105,9 +107,11 @@ def fit(
             evaluated = section.eval_steps and ((step + 1) % section.eval_steps == 0 or last)
             if evaluated:
                 metrics |= _evaluate(stage, module)
-            log.advance(
-                step + 1, metrics, write=bool(last or evaluated or (step + 1) % recipe.logging.logging_steps == 0)
-            )
+            if last or evaluated or (step + 1) % recipe.logging.logging_steps == 0:
+                found = doctor.look(step + 1, metrics)
+                log.write(step + 1, metrics, found)
+                stop_at(found, recipe.doctor.halt)
+            log.advance(step + 1, metrics)
             if saves.due(step + 1, last=last):
                 checkpoints.save(step + 1, stage.module, optimizer, stage.state(), accelerator)
     return metrics
@@ -151,10 +155,10 @@ def _train_step(
     max_grad_norm: float | None,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """All optimizer steps of `step`; metrics are means over them and over all ranks."""
+    """All optimizer steps of `step`; a metric is the mean over those that have it, and over all ranks."""
     module.train()
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-    updates = 0
+    made: Counter[str] = Counter()  # optimizer steps that have the metric
     measured: dict[str, float] = {}
     for update in stage.updates(step):
         microbatches = update.microbatches
@@ -167,18 +171,17 @@ def _train_step(
                 output = stage.forward_loss(module, microbatch.batch, count)
                 # DDP averages gradients over ranks; the loss is already a share of the global mean
                 accelerator.backward(output.loss * (0.0 if microbatch.idle else accelerator.num_processes))
-            if not microbatch.idle:
-                for name, value in output.metrics.items():
-                    sums[name] += value
-                sums["tokens"] += microbatch.tokens
+            for name, value in output.metrics.items():
+                sums[name] += torch.zeros_like(value) if microbatch.idle else value
+            sums["tokens"] += microbatch.tokens
+        made.update({"grad_norm"}.union(output.metrics))
         sums["grad_norm"] += _clip(module, max_grad_norm, accelerator) / accelerator.num_processes
         _guard_finite(sums, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        updates += 1
     names = sorted(sums)
     totals = accelerator.reduce(torch.stack([sums[name].float() for name in names]), "sum").tolist()
-    means = {name: total if name == "tokens" else total / updates for name, total in zip(names, totals, strict=True)}
+    means = {name: total / made.get(name, 1) for name, total in zip(names, totals, strict=True)}
     return means | measured
 
 

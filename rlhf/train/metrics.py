@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
 
 from rlhf.display.progress import ProgressBar
+from rlhf.train.doctor import Finding
 
 HEADLINES = (
     "loss",
@@ -44,23 +46,31 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._bar.__exit__()
 
-    def advance(self, step: int, metrics: Mapping[str, float], *, write: bool) -> None:
-        """Step `step` (1-based) is done; `write` puts its metrics on file and to the trackers."""
-        if not self._main:
-            return
+    def advance(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Step `step` (1-based) is done."""
         headline = "  ".join(f"{name} {metrics[name]:.4g}" for name in HEADLINES if name in metrics)
         self._bar.update(step, headline)
-        if write:
-            self.write(step, metrics)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line; a value that is not finite is written as null, since JSON has no word for it."""
+    def write(self, step: int, metrics: Mapping[str, float], found: Sequence[Finding] = ()) -> None:
+        """Append one line, with what the doctor found; a value that is not finite is null, since JSON has no word for it."""
         if not self._main:
             return
-        line = {"step": step} | {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line: dict[str, Any] = {"step": step}
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if found:
+            line["findings"] = [finding.as_dict() for finding in found]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._accelerator.log(dict(metrics), step=step)
+        for finding in found:
+            self._bar.say(f"warning: {finding}")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What is on file, in the order of the steps; the same on every rank that sees the run's folder."""
+        self._accelerator.wait_for_everyone()
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def _keep_until(self, step: int) -> None:
         """A resumed run forgets the lines that the lost steps wrote; a fresh one, all that an earlier run wrote."""

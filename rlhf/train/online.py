@@ -1,12 +1,11 @@
-"""What the methods that sample share: rollouts, scores, the KL to the reference, and the iteration.
+"""What the methods that sample share: rollouts, scores, the KL to the reference, and the iteration up to its updates.
 
 for each iteration:
     1 sample    n completions of each prompt from the policy
     2 score     reward models and callables; the missing-EOS rule
     3 evaluate  log-probabilities of policy and reference at the sampling temperature, and values where there is a value model
-    4 estimate  an advantage for every token: the method's own
-    5 update    for each epoch, each minibatch: the clipped policy loss, and what the method adds
-    6 control   kl_coef follows the measured KL, where it is adaptive
+    4 estimate  what the method learns from them: an advantage for every token, or pairs
+    5 update    for each epoch, each minibatch: the method's loss
 """
 
 from __future__ import annotations
@@ -14,46 +13,43 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlhf.generation.engine import Completion
+from rlhf.generation.ensemble import Ensemble
 from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template
-from rlhf.generation.scorers import Scorer, load_scorers, total_scores
+from rlhf.generation.scorers import Scorer, load_scorers, mean_of, total_scores
 from rlhf.losses import (
-    AdaptiveKl,
-    FixedKl,
-    KlController,
     LossOutput,
-    kl_estimate,
-    kl_loss,
     missing_eos_scores,
-    policy_loss,
-    token_rewards,
-    truncated_weights,
 )
 from rlhf.models.actor_critic import ActorCritic
 from rlhf.models.policy import Reference
-from rlhf.recipe.online import OnlineRecipe, OnlineSection
+from rlhf.recipe.online import OnlineRecipe
+from rlhf.recipe.online_sections import OnlineSection
 from rlhf.tokens.store import Prompt
 from rlhf.train.engine_gap import engine_gap
 from rlhf.train.loop import Microbatch, Update
-from rlhf.train.rollout import Experience, Rollout, evaluate
+from rlhf.train.ranks import Ranks
+from rlhf.train.rollout import Rollout, evaluate
 from rlhf.train.setup import Setup
 
+E = TypeVar("E", bound=Rollout)  # a rollout with what the method's step 4 makes of it
+Groups = Sequence[Sequence[Completion]]  # the completions of each prompt
 EVALUATION_SEED = 2**31 - 1  # held-out samples are drawn with the same noise every time
 
 
-class Online(ABC):
-    """Prompts in, a policy out. A subclass says what an advantage is (`estimate`)."""
+class Online(ABC, Generic[E]):
+    """Prompts in, a policy out. A subclass says what an iteration's samples teach (`estimate`), and by which loss."""
 
     def __init__(self, recipe: OnlineRecipe, setup: Setup) -> None:
         self.section: OnlineSection = recipe.online
         self.method, self.seed = recipe.method, recipe.seed
-        self.accelerator = setup.accelerator
+        self.accelerator, self.ranks = setup.accelerator, Ranks(setup.accelerator)
         for reward in self.section.rewards:
             check_template(reward, recipe.data.template)
         self.model = self.policy = setup.policy()
@@ -61,24 +57,32 @@ class Online(ABC):
         self.critic = self.make_critic(setup)
         self.module: nn.Module = self.policy if self.critic is None else self.critic
         self.engine = setup.engine(self.policy)
-        self.scorers = load_scorers(self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy))
+        columns = dict.fromkeys([*getattr(setup.train, "columns", ()), *getattr(setup.held_out, "columns", ())])
+        self.scorers = load_scorers(
+            self.section.rewards, setup.tokenizer, partial(setup.reward_model, self.policy), columns
+        )
         self.prompts: Sequence[Prompt] = setup.train
         self.held_out: Sequence[Prompt] = setup.held_out
         self.batch_size = recipe.prompts_per_microbatch
         self.total_steps = recipe.training.max_steps or int(
             np.ceil(recipe.training.num_train_epochs * len(self.prompts) / self.section.rollout_batch_size)
         )
-        self.kl = self._controller()
 
     def make_critic(self, setup: Setup) -> ActorCritic | None:
         """The policy with a value model, for a method that has one."""
         return None
 
     @abstractmethod
-    def estimate(self, rollouts: Sequence[Rollout]) -> list[Experience]:
-        """Step 4: an advantage for every token of the iteration."""
+    def estimate(self, rollouts: Sequence[Rollout]) -> list[E]:
+        """Step 4: the iteration's microbatches as step 5 trains on them."""
 
-    def updates(self, step: int) -> Iterator[Update[Experience]]:
+    @abstractmethod
+    def count(self, batch: E) -> float: ...
+
+    @abstractmethod
+    def forward_loss(self, module: nn.Module, batch: E, count: Tensor) -> LossOutput: ...
+
+    def updates(self, step: int) -> Iterator[Update[E]]:
         """One iteration: rollouts first, then each optimizer step's microbatches."""
         prompts = self._prompts_of(step)
         # 1 sample
@@ -88,10 +92,11 @@ class Online(ABC):
         if step == 0:
             self._ask_about_ends(groups, prompts)
         # 3 evaluate
+        kept, final_scores = self.kept(groups, self._final_scores(self.centred(scores), groups))
         rollouts = evaluate(
             prompts,
-            groups,
-            self._final_scores(self.centred(scores), groups),
+            kept,
+            final_scores,
             policy=self.policy,
             critic=self.critic,
             reference=self.reference,
@@ -103,16 +108,16 @@ class Online(ABC):
         experiences = self.estimate(rollouts)
         metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences) | gap
         # 5 update
+        made = 0
         for epoch in range(self.section.num_ppo_epochs):
             # whole microbatches are shuffled: each keeps its rows, and with them its exact old log-probabilities
             order = np.random.default_rng([self.seed, step, epoch]).permutation(len(experiences))
             for minibatch in np.array_split(order, self.section.num_mini_batches):
-                chosen = [experiences[i] for i in minibatch]
-                yield Update([Microbatch(e, tokens=e.batch.input_ids.numel()) for e in chosen], metrics)
-        # 6 control
-        self.kl.update(metrics["kl"], self.section.rollout_batch_size * self.section.sampling.n)
+                made += 1
+                chosen = [Microbatch(e := experiences[i], tokens=e.batch.input_ids.numel()) for i in minibatch]
+                yield Update(chosen, metrics | {"updates": made})
 
-    def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
+    def own_metrics(self, experiences: Sequence[E]) -> dict[str, float]:
         """What the method measures beside what all of them do, over all ranks."""
         return {}
 
@@ -120,39 +125,15 @@ class Online(ABC):
         """The scores less what the method takes off every one of them, [M]."""
         return scores
 
-    def count(self, batch: Experience) -> float:
-        return batch.batch.num_targets
+    def kept(self, groups: Groups, scores: Tensor) -> tuple[Groups, Tensor]:
+        """The samples that teach, and their scores: all of them, if the method does not choose."""
+        return groups, scores
 
-    def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
-        """The policy's loss. A method with more to train adds to it."""
-        return self.policy_part(module(batch.batch, temperature=self.section.sampling.temperature), batch, count)
+    def state(self) -> dict[str, Any]:
+        return {}
 
-    def policy_part(self, logprobs: Tensor, batch: Experience, count: Tensor) -> LossOutput:
-        """The clipped loss, and the KL where it is a part of the loss."""
-        section = self.section
-        policy = policy_loss(
-            logprobs=logprobs,
-            old_logprobs=batch.old_logprobs,
-            advantages=batch.advantages,
-            cliprange=section.cliprange,
-            cliprange_high=section.cliprange_high,
-            num_tokens=count,
-            weights=self._weights(batch),
-        )
-        if section.kl_in == "reward":
-            return LossOutput(policy.loss, {"loss": policy.loss.detach()} | policy.metrics)
-        kl = kl_loss(
-            logprobs=logprobs, ref_logprobs=batch.ref_logprobs, estimator=section.kl_estimator, num_tokens=count
-        )
-        loss = policy.loss + self.kl.value * kl.loss
-        return LossOutput(loss, {"loss": loss.detach()} | policy.metrics | kl.metrics)
-
-    def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Each token's reward, [N]: the KL penalty where it is a part of the reward, and the score at the last token."""
-        section = self.section
-        kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, section.kl_estimator)
-        coefficient = self.kl.value if section.kl_in == "reward" else 0.0
-        return token_rewards(rollout.scores, kl, rollout.batch.lengths, kl_coef=coefficient)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing beside the parameters."""
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """The mean score of one completion for each held-out prompt, drawn with the same noise every time."""
@@ -164,84 +145,53 @@ class Online(ABC):
         groups = self.engine.generate([prompt.ids for prompt in mine], sampling, seed=seed)
         scores, _ = sample_scores(groups, mine, self.scorers)
         return {
-            "score": self.mean_over_ranks(scores),
-            "length": self.mean_over_ranks(torch.tensor([float(len(g[0].ids)) for g in groups])),
+            "score": self.ranks.mean(scores),
+            "length": self.ranks.mean(torch.tensor([float(len(g[0].ids)) for g in groups])),
         }
-
-    def state(self) -> dict[str, Any]:
-        return {"kl_coef": self.kl.value}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.kl.value = state["kl_coef"]
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """The sum of a tensor of each rank, the same on all."""
-        total: Tensor = self.accelerator.reduce(values.to(self.accelerator.device), "sum")
-        return total
-
-    def mean_over_ranks(self, values: Tensor) -> float:
-        """The mean of the values of all ranks."""
-        total, count = self.sum_over_ranks(torch.tensor([float(values.sum()), float(values.numel())]))
-        return float(total) / float(count)
 
     def _measure(
         self,
-        groups: Sequence[Sequence[Completion]],
+        groups: Groups,
         scores: Tensor,
-        parts: dict[str, float],
-        experiences: Sequence[Experience],
+        parts: dict[str, tuple[float, float]],
+        experiences: Sequence[Rollout],
     ) -> dict[str, float]:
         """What the iteration's samples were like, over all ranks."""
+        lengths = torch.tensor([float(len(c.ids)) for group in groups for c in group])
         kl = torch.cat([r.batch.sum_rows(r.kl) for r in experiences])
-        return {
-            "score": self.mean_over_ranks(scores),
-            "kl": self.mean_over_ranks(kl),
-            "kl_coef": self.kl.value,
-            "objective": self.mean_over_ranks(torch.cat([r.scores for r in experiences]) - self.kl.value * kl),
-            "entropy": self.mean_over_ranks(torch.cat([-r.old_logprobs for r in experiences])),
-            "length": self.mean_over_ranks(torch.cat([r.batch.lengths.float() for r in experiences])),
-            "eos_rate": self.mean_over_ranks(torch.tensor([float(c.ended) for g in groups for c in g])),
-        } | {f"score/{name}": self.mean_over_ranks(torch.tensor([mean])) for name, mean in parts.items()}
+        ranks, n = self.ranks, self.section.sampling.n
+        measured = {
+            "score": ranks.mean(scores),
+            "score_std": ranks.variance(scores) ** 0.5,
+            "score_length_corr": ranks.correlation(scores, lengths),
+            "kl": ranks.mean(kl),
+            "kl_error": ranks.standard_error(kl),
+            "entropy": ranks.mean(torch.cat([-r.old_logprobs for r in experiences])),
+            "length": ranks.mean(lengths),
+            "eos_rate": ranks.mean(torch.tensor([float(c.ended) for g in groups for c in g])),
+        }
+        if n > 1:
+            alike = [float((part == part[0]).all()) for part in scores.split(n)]
+            measured["groups_alike"] = ranks.mean(torch.tensor(alike))
+        means = {f"score/{name}": ranks.weighted_mean(*part) for name, part in parts.items()}
+        return measured | {name: mean for name, mean in means.items() if mean is not None}
 
     def _engine_gap(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """How far an engine's log-probabilities are from the policy's; nothing where the policy itself samples."""
-        rollouts_section = self.section.rollouts
-        if rollouts_section is None:
-            return {}
-        return engine_gap(rollouts, rollouts_section, f"{self.method}.rollouts", self.accelerator)
+        section = self.section.rollouts
+        return {} if section is None else engine_gap(rollouts, section, f"{self.method}.rollouts", self.ranks)
 
-    def _weights(self, batch: Experience) -> Tensor | None:
-        """Each token's importance weight, [N], where the recipe corrects for the engine."""
-        rollouts_section = self.section.rollouts
-        if rollouts_section is None or rollouts_section.importance_sampling is None or batch.engine_logprobs is None:
-            return None
-        return truncated_weights(
-            batch.old_logprobs, batch.engine_logprobs, cap=rollouts_section.importance_sampling.cap
-        )
-
-    def _controller(self) -> KlController:
-        """What sets kl_coef, with a word on how far it can go in this run."""
-        section, adaptive = self.section, self.section.adaptive_kl
-        if adaptive is None:
-            return FixedKl(section.kl_coef)
-        each = section.rollout_batch_size * section.sampling.n
-        horizon = adaptive.horizon or max(each, self.total_steps * each // 20)
-        most = (1.0 + 0.2 * each / horizon) ** self.total_steps
-        said = f"in {self.total_steps * each} episodes kl_coef can grow by a factor of {most:.3g} at most"
-        hint = "" if most >= 2 else f"; lower {self.method}.adaptive_kl.horizon, or leave it out"
-        self.accelerator.print(f"{self.method}.adaptive_kl, horizon {horizon}: {said}{hint}")
-        return AdaptiveKl(section.kl_coef, adaptive.target, horizon)
-
-    def _ask_about_ends(self, groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> None:
+    def _ask_about_ends(self, groups: Groups, prompts: Sequence[Prompt]) -> None:
         """Say so where a reward model goes by the end of a text more than by the text."""
         if not self.accelerator.is_main_process:
             return
         samples = samples_of(groups, prompts)
         for scorer in self.scorers:
-            if isinstance(scorer.score, RewardScorer) and abs(effect := scorer.score.effect_of_end(samples)) > 1.0:
-                self.accelerator.print(
-                    f"warning: {scorer.score.about_ends(scorer.name, effect, self.section.missing_eos)}"
-                )
+            members = scorer.score.members if isinstance(scorer.score, Ensemble) else [scorer.score]
+            for member in members:
+                if isinstance(member, RewardScorer) and abs(effect := member.effect_of_end(samples)) > 1.0:
+                    said = member.about_ends(scorer.name, effect, self.section.missing_eos)
+                    self.accelerator.print(f"warning: {said}")
 
     def _prompts_of(self, step: int) -> list[Prompt]:
         """This rank's prompts of one iteration: the next of an endless stream of permutations."""
@@ -254,7 +204,7 @@ class Online(ABC):
         """Another for each iteration and rank."""
         return int(np.random.SeedSequence([self.seed, step, self.accelerator.process_index]).generate_state(1)[0])
 
-    def _final_scores(self, scores: Tensor, groups: Sequence[Sequence[Completion]]) -> Tensor:
+    def _final_scores(self, scores: Tensor, groups: Groups) -> Tensor:
         """What lands at each completion's last token, [M]: the missing-EOS rule is for those without a stop token."""
         rule = self.section.missing_eos
         if rule is None:
@@ -264,13 +214,13 @@ class Online(ABC):
 
 
 def sample_scores(
-    groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt], scorers: Sequence[Scorer]
-) -> tuple[Tensor, dict[str, float]]:
-    """The total score of every completion in order, [M], and the mean of each scorer."""
+    groups: Groups, prompts: Sequence[Prompt], scorers: Sequence[Scorer]
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
+    """The total score of every completion in order, [M]; of each scorer the mean, and the share of completions it applies to."""
     total, parts = total_scores(scorers, samples_of(groups, prompts))
-    return torch.tensor(total), {name: sum(values) / max(len(values), 1) for name, values in parts.items()}
+    return torch.tensor(total), {name: mean_of(scores) for name, scores in parts.items()}
 
 
-def samples_of(groups: Sequence[Sequence[Completion]], prompts: Sequence[Prompt]) -> list[Sample]:
+def samples_of(groups: Groups, prompts: Sequence[Prompt]) -> list[Sample]:
     """Every completion with its prompt, in order."""
-    return [Sample(p.text, p.ids, c) for p, group in zip(prompts, groups, strict=True) for c in group]
+    return [Sample(p.text, p.ids, c, p.columns) for p, group in zip(prompts, groups, strict=True) for c in group]

@@ -27,6 +27,7 @@ from rlhf.models.probe import combine_adapters, write_probe
 from rlhf.models.save import save_final
 from rlhf.models.scalar import ScalarModel
 from rlhf.models.scores import measure_scale
+from rlhf.recipe.scorers import HOW_TO_ASK
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.identity import of_callable, of_model
 from rlhf.runs.launch import refuse_rival_processes
@@ -134,11 +135,14 @@ def seed_rank(seed: int, rank: int) -> None:
 
 def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
     """What may not change under a resumed run: how many steps it makes, where it writes and what it logs may."""
-    content = recipe.model_dump(mode="json", exclude={"output_dir", "checkpoint", "logging"})
+    content = recipe.model_dump(mode="json", exclude={"output_dir", "checkpoint", "logging", "doctor"})
     for key in MAY_CHANGE:
         content["training"].pop(key)
+    for reward in content.get(recipe.method, {}).get("rewards", ()):
+        for key in HOW_TO_ASK:
+            reward.pop(key)
     for key in ENGINE_MAY_CHANGE:
-        ((content.get(recipe.method) or {}).get("rollouts") or {}).pop(key, None)
+        (content.get(recipe.method, {}).get("rollouts") or {}).pop(key, None)
     models = {"model.name_or_path": recipe.model.name_or_path} | recipe.other_models()
     return {
         "recipe": content,

@@ -15,7 +15,8 @@ from rlhf.generation.reward_scorer import RewardScorer, Sample, check_template, 
 from rlhf.models.load import load_scalar_model
 from rlhf.models.scores import ScoreScale, measure_scale, read_scale
 from rlhf.recipe.schema import RECIPE
-from rlhf.recipe.sections import ModelSection, ScorerSection, TemplateSection
+from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.sections import ModelSection, TemplateSection
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.template import Renderer
 from rlhf.train.run import train
@@ -143,5 +144,5 @@ def test_another_template_is_refused_unless_the_recipe_says_so(model: Path, tmp_
     ):
         check_template(ScorerSection(model=folder), question)
     check_template(ScorerSection(model=folder, other_template=True), question)
-    with pytest.raises(ValueError, match=r"other_template: is about a reward model"):
+    with pytest.raises(ValueError, match=r"other_template: goes with model or models, and does nothing with callable"):
         ScorerSection(callable="json:dumps", other_template=True)

@@ -65,7 +65,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:12: training.max_steps: expected a whole number, got the string 'abc'",
         "r.yaml:13: sft: unknown key; sft is for recipes with method: sft",
         "r.yaml:14: ppo_epochs: unknown key; the keys here are output_dir, seed, method, model, quantization, lora, data, "
-        "training, checkpoint, logging, dpo",
+        "training, checkpoint, logging, doctor, dpo",
         "r.yaml:15: logging: expected a section of keys with values, got nothing (null)",
     ]
 
@@ -89,7 +89,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         ("quantization={}", "quantization: a 4-bit model is frozen and trains only adapters; add a lora: section"),
         (
             "method=dppo",
-            "method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got the string 'dppo'; "
+            "method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, online_dpo, dpo, data, generate, eval; got the string 'dppo'; "
             "did you mean 'ppo' or 'dpo'?",
         ),
         ("training.learning_rate", "write it as key=value, for example training.learning_rate=1e-5"),
@@ -111,7 +111,7 @@ def test_what_is_wrong_with_an_override(override: str, message: str) -> None:
 
 def test_a_misspelt_method_does_not_hide_the_rest() -> None:
     assert problems(write(DPO.replace("dpo", "rewards") + "seeds: 1\n")) == [
-        "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got the string 'rewards'; "
+        "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, online_dpo, dpo, data, generate, eval; got the string 'rewards'; "
         "did you mean 'reward'?",
         "r.yaml:6: seeds: unknown key; did you mean 'seed'?",
     ]
@@ -122,7 +122,7 @@ def test_a_misspelt_method_does_not_hide_the_rest() -> None:
     [
         (
             "",
-            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval",
+            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, online_dpo, dpo, data, generate, eval",
         ),
         ("- a\n", "r.yaml:1: a recipe is a section of keys with values, not a list"),
         (
@@ -139,7 +139,7 @@ def test_a_misspelt_method_does_not_hide_the_rest() -> None:
         ),
         (
             "method: [dpo]\n",
-            "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; got a list",
+            "r.yaml:1: method: expected one of sft, reward, ppo, rloo, grpo, reinforce_pp, online_dpo, dpo, data, generate, eval; got a list",
         ),
         (
             DPO + "seed: !!python/name:os.system\n",
@@ -189,7 +189,8 @@ def test_validators_name_the_key_at_fault() -> None:
     )
     assert problems(path) == [
         "r.yaml:7: ppo.rewards.0.callable: must read module:function",
-        "r.yaml:8: ppo.rewards.1: give exactly one of model (a reward model's folder) and callable (module:function)",
+        "r.yaml:8: ppo.rewards.1: give exactly one of model (a reward model's folder), models (several), callable "
+        "(module:function) and url (a server)",
     ]
     assert problems(path, "ppo.rewards=[{callable: 'a:b'}]") == [
         "r.yaml:9: ppo.num_mini_batches: must divide rollout_batch_size * sampling.n"
@@ -232,7 +233,7 @@ def test_a_missing_method_does_not_hide_the_rest() -> None:
     found = problems(write("model: {name: base}\ntraining: {lr: 1}\ndpo: {}\nseeds: 1\n"))
     assert sorted(found) == sorted(
         [
-            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, dpo, data, generate, eval; "
+            "r.yaml:1: method: required key is missing; one of sft, reward, ppo, rloo, grpo, reinforce_pp, online_dpo, dpo, data, generate, eval; "
             "did you mean 'dpo'?",
             "r.yaml:1: output_dir: required key is missing",
             "r.yaml:1: model.name_or_path: required key is missing",

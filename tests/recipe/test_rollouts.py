@@ -65,3 +65,12 @@ def test_vllm_quantises_in_one_way_only(change: str) -> None:
     ):
         load(write(text.replace("ROLLOUTS", "{engine: vllm}")))
     assert load(write(text.replace("ROLLOUTS", f"{{{SERVER}}}"))).quantization is not None  # its gap will say
+
+
+def test_pairs_have_no_use_for_importance_weights() -> None:
+    text = RECIPE.replace("grpo", "online_dpo").replace("ROLLOUTS", "{engine: vllm, importance_sampling: {}}")
+    with pytest.raises(RecipeError) as caught:
+        load(write(text))
+    assert caught.value.problems == [
+        "r.yaml:8: online_dpo.rollouts.importance_sampling: weighs the loss of a policy gradient, and does nothing here; leave it out"
+    ]

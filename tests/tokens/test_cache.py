@@ -259,7 +259,7 @@ def test_prompts_come_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dataset, "Renderer", lambda *a: pytest.fail("tokenised again"))
     again = prompts(source, tiny_tokenizer(), TemplateSection(kind="chat"), seed=0)
     assert list(again) == list(first) and again.report == first.report
-    assert [text for text, _ in again] == [row["prompt"] for row in chat]
+    assert [prompt.content for prompt in again] == [row["prompt"] for row in chat]
 
 
 def test_numbers_survive(tmp_path: Path) -> None:

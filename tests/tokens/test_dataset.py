@@ -160,11 +160,11 @@ def test_prompts_of_any_kind_each_once(tmp_path: Path) -> None:
     a = lines(tmp_path / "a.jsonl", [PAIR, PAIR, {"prompt": "", "chosen": "a", "rejected": "b"}])
     b = lines(tmp_path / "b.jsonl", [{"prompt": "the film"}, {"prompt": "hello"}])
     found = find_prompts(a, b)
-    assert [text for text, _ in found] == ["the film", "hello"]
-    assert [tiny_tokenizer().decode(ids) for _, ids in found] == ["the film", "hello"]
+    assert [prompt.text for prompt in found] == ["the film", "hello"]
+    assert [tiny_tokenizer().decode(prompt.ids) for prompt in found] == ["the film", "hello"]
     assert found.report["dropped"] == {"prompt: is empty": 1, "repeated prompt": 2}
     assert (found.report["rows_in"], found.report["rows_out"]) == (5, 2)
-    assert find_prompts() == []
+    assert list(find_prompts()) == []
 
 
 def test_over_long_prompts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests.data.support import console, lines
 from tests.tiny import CHATML, tiny_tokenizer
 
 PAIR = {"prompt": "the film", "chosen": " was good", "rejected": " was not"}
-PPO = {"rewards": [{"callable": "m:f"}]}
+PPO = {"rewards": [{"callable": "rlhf.rewards:ended"}]}
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from rlhf.generation.engine import Completion
 from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.reward_scorer import Sample
 from rlhf.generation.scorers import load_scorers
-from rlhf.recipe.sections import ScorerSection
+from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
 from rlhf.train.run import train

@@ -60,11 +60,11 @@ def recipe_for(recipe_of: Recipes, model_folder: Folders) -> Callable[..., Train
     return make
 
 
-@pytest.mark.parametrize("method", ["ppo", "grpo"])
+@pytest.mark.parametrize("method", ["ppo", "grpo", "online_dpo"])
 def test_the_server_samples_from_the_newest_policy(
     method: str, recipe_for: Recipes, rows: dict[str, str], server: LoraServer, memory: Path
 ) -> None:
-    rows |= {"grpo": rows["ppo"]}
+    rows |= {"grpo": rows["ppo"], "online_dpo": rows["ppo"]}
     recipe = recipe_for(server, method=method)
     train(recipe)
     lines = metrics_of(recipe)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -23,6 +24,7 @@ from rlhf.cli.check.paths import (
     problem_with_reward_model,
     will_be_made,
 )
+from rlhf.cli.check.scorers import columns_asked, problem_with_settings, problem_with_step, problems_with_columns
 from rlhf.embedded import PREFIX
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
@@ -32,7 +34,8 @@ from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded, examine, lines
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.schema import AnyRecipe, DataRecipe, EvalRecipe, GenerateRecipe, PairJudgeSection
-from rlhf.recipe.sections import Recipe, ScorerSection, SourceSection
+from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.sections import Recipe, SourceSection
 from rlhf.recipe.synthesis import OpenaiSection, ScoreStep, VllmSection
 from rlhf.recipe.training import RewardRecipe, TrainRecipe
 from rlhf.recipe.walk import sections, sections_that_stand
@@ -125,7 +128,9 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     """Look up what the recipe names. `made` are the output folders of stages that will have run before this one."""
     found = Findings(loaded.document)
     recipe = loaded.recipe
-    _look_up(sections(recipe), found, made, type(recipe))
+    parts = list(sections(recipe))
+    _look_up(parts, found, made, type(recipe))
+    _look_for_columns(parts, found, made)
     if isinstance(recipe, DataRecipe):
         for key, problem in problems_with_steps(recipe):
             found.problem(key, problem)
@@ -137,7 +142,8 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
         for name, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
             for number, source in enumerate(sources):
                 if not will_be_made(source.path, made):
-                    found.problem(("data", name, number, "path"), first_rows.problem_with_kind(recipe, source))
+                    reason = first_rows.problem_with_kind(recipe, source, columns_asked(parts))
+                    found.problem(("data", name, number, "path"), reason)
         reason = first_rows.problem_with_template(recipe.data.template, recipe.model.name_or_path)
         found.problem(("data", "template", "kind"), reason)
     judge = recipe.reward_model if isinstance(recipe, EvalRecipe) else None
@@ -160,16 +166,26 @@ def _look_for_templates(recipe: AnyRecipe, found: Findings, made: Collection[str
         template = recipe.template
     else:
         return
-    named = {
-        (*path, "model"): section.model
+    named: dict[KeyPath, str | None] = {
+        (*path, *key): model
         for path, section in sections(recipe)
         if isinstance(section, ScorerSection) and not section.other_template
+        for key, model in section.model_keys.items()
     }
     if isinstance(recipe, EvalRecipe):
         named["reward_model",] = recipe.reward_model
     for key, model in named.items():
         if model is not None and not will_be_made(model, made):
             found.problem(key, problem_with_template(model, template))
+
+
+def _look_for_columns(parts: Iterable[tuple[KeyPath, BaseModel]], found: Findings, made: Collection[str]) -> None:
+    """Refuse a scorer that reads a column of the rows which a source of prompts does not have."""
+    scorers = [(path, section) for path, section in parts if isinstance(section, ScorerSection)]
+    # an evaluation's `preferences` are no prompts: its scorers never see them
+    sources = [s for path, s in parts if isinstance(s, SourceSection) and path[0] in ("data", "prompts")]
+    for key, problem in problems_with_columns(scorers, [s for s in sources if not will_be_made(s.path, made)]):
+        found.problem(key, problem)
 
 
 def _look_for_paths(
@@ -180,11 +196,14 @@ def _look_for_paths(
         reason, certain = look_for_rows(section.path)
         found.absent((*path, "path"), section.path, reason, certain=certain)
     models = () if isinstance(section, OpenaiSection) else keys  # a server's names are its own
-    for key in [key for key in type(section).model_fields if key in models]:
-        value = getattr(section, key)
+    named: dict[KeyPath, Any] = {(key,): getattr(section, key) for key in type(section).model_fields if key in models}
+    if isinstance(section, ScorerSection):
+        named |= section.model_keys
+    for at, value in named.items():
+        key = str(at[0])
         if isinstance(value, str) and (key, value) != ("reference", "initial") and not will_be_made(value, made):
             reason, certain = look_for_model(key, value)
-            found.absent((*path, key), value, reason, certain=certain)
+            found.absent((*path, *at), value, reason, certain=certain)
 
 
 def _look_for_policies(
@@ -204,14 +223,22 @@ def _look_up(
     parts: Iterable[tuple[KeyPath, BaseModel]], found: Findings, made: Collection[str], schema: type[Recipe]
 ) -> None:
     """Look for the files, models and functions that each section names."""
+    parts = list(parts)
     for path, section in parts:
         _look_for_paths(path, section, found, made)
         _look_for_policies(path, section, found, made, schema)
         if isinstance(section, SourceSection) and not will_be_made(section.path, made):
             kinds = schema.row_kinds if issubclass(schema, TrainRecipe) else None
-            found.problem((*path, "path"), first_rows.problem_with_source(section, kinds))
-        scorer = section.model if isinstance(section, ScorerSection | ScoreStep) else None
-        if scorer is not None and not will_be_made(scorer, made):
-            found.problem((*path, "model"), problem_with_reward_model(scorer))
+            found.problem((*path, "path"), first_rows.problem_with_source(section, kinds, columns_asked(parts)))
+        if isinstance(section, ScorerSection):
+            found.problem((*path, "kwargs"), problem_with_settings(section))
+            models: dict[KeyPath, str] = {**section.model_keys}
+        else:
+            models = {("model",): section.model} if isinstance(section, ScoreStep) and section.model else {}
+        for key, name in models.items():
+            if not will_be_made(name, made):
+                found.problem((*path, *key), problem_with_reward_model(name))
+        if isinstance(section, ScoreStep):
+            found.problem((*path, "callable"), problem_with_step(section))
         if isinstance(section, ScorerSection | PairJudgeSection | ScoreStep) and section.callable is not None:
             found.problem((*path, "callable"), why_missing(section.callable))

@@ -11,31 +11,29 @@ import os
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf import embedded
 from rlhf.embedded import resolve
 from rlhf.errors import DataError, RecipeError
+from rlhf.recipe.arguments import NONE, Columns
 from rlhf.recipe.sections import SourceSection, TemplateSection
 from rlhf.recipe.training import TrainRecipe
+
+if TYPE_CHECKING:
+    from rlhf.data.rows import Located
 
 ROWS = 100  # as many as the format is recognised by
 BYTES = 2**28  # a file over this size is not opened where it has to be read whole
 
 
-def first_kind(source: SourceSection, kinds: Collection[str] | None) -> tuple[str | None, bool]:
-    """The kind of the source's first usable row, and whether its prompt is messages; (None, False) for rows elsewhere.
-
-    `kinds` are the kinds of row that the method takes, as in `choose`.
-
-    Raises DataError or RecipeError where the rows cannot be read as the source says.
-    """
-    from rlhf.data.formats import convert
-    from rlhf.data.recognise_format import choose
-    from rlhf.data.rows import Quarantine, kind_of
+def head(source: SourceSection) -> list[Located]:
+    """The first raw rows of a source; none for rows elsewhere. Raises DataError where there are none, or they cannot be read."""
+    from rlhf.data.rows import Quarantine
     from rlhf.data.sources import read
 
     if source.path.startswith(embedded.PREFIX) or not _is_small(source):
-        return None, False
+        return []
     quarantine = Quarantine()
     rows = list(islice(read(source.model_copy(update={"where": None}), quarantine), ROWS))
     if not rows:
@@ -43,7 +41,24 @@ def first_kind(source: SourceSection, kinds: Collection[str] | None) -> tuple[st
             entry = quarantine.entries[0]
             raise DataError(str(entry["file"]), str(entry["reason"]), row=entry["row"], field=entry["field"])
         raise DataError(source.path, "holds no rows")
-    format = choose(rows, source, kinds)
+    return rows
+
+
+def first_kind(source: SourceSection, kinds: Collection[str] | None, keep: Columns) -> tuple[str | None, bool]:
+    """The kind of the source's first usable row, and whether its prompt is messages; (None, False) for rows elsewhere.
+
+    `kinds` are the kinds of row that the method takes, as in `choose`; `keep` are the columns that its scorers read.
+
+    Raises DataError or RecipeError where the rows cannot be read as the source says.
+    """
+    from rlhf.data.formats import convert
+    from rlhf.data.recognise_format import choose
+    from rlhf.data.rows import kind_of
+
+    rows = head(source)
+    if not rows:
+        return None, False
+    format = choose(rows, source, kinds, keep.may_be_mapped(source.columns))
     refused: DataError | None = None
     for located in rows:
         try:
@@ -60,19 +75,32 @@ def first_kind(source: SourceSection, kinds: Collection[str] | None) -> tuple[st
     )
 
 
-def problem_with_source(source: SourceSection, kinds: Collection[str] | None = None) -> str | None:
+def problem_with_source(
+    source: SourceSection, kinds: Collection[str] | None = None, keep: Columns = NONE
+) -> str | None:
     """Why the source's first rows cannot be used, or None."""
     try:
-        first_kind(source, kinds)
+        first_kind(source, kinds, keep)
     except (DataError, RecipeError) as error:
         return str(error)
     return None
 
 
-def problem_with_kind(recipe: TrainRecipe, source: SourceSection) -> str | None:
+def problem_with_columns(source: SourceSection, keep: Columns) -> str | None:
+    """Why the source's columns do not do for the scorers, or None."""
+    from rlhf.data.sources import columns_in
+
+    try:
+        rows = head(source) if keep else []
+    except (DataError, RecipeError):
+        return None  # said for the source itself
+    return keep.problem_with(columns_in(rows, source), source.path) if rows else None
+
+
+def problem_with_kind(recipe: TrainRecipe, source: SourceSection, keep: Columns = NONE) -> str | None:
     """Why the method cannot train on the source's rows, or None."""
     try:
-        kind, messages = first_kind(source, recipe.row_kinds)
+        kind, messages = first_kind(source, recipe.row_kinds, keep)
     except (DataError, RecipeError):
         return None  # said for the source itself
     taken = recipe.row_kinds

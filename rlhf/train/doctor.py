@@ -1,0 +1,65 @@
+"""The training doctor: it reads a run's metrics while they are logged, and says in one sentence what goes wrong and what to try.
+
+It says each thing once. It knows only the lines of metrics.jsonl, so a resumed run says what the unbroken one would have said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlhf.errors import RlhfError
+from rlhf.train.findings import CHECKS, Line
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong since which step: the evidence, and what to try."""
+
+    name: str
+    step: int
+    evidence: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.evidence}. {self.advice}. ({self.name})"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Doctor:
+    """Watches one run. `lines`: what the run logged before it was interrupted."""
+
+    def __init__(self, total_steps: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._total_steps = total_steps
+        self._history: list[Line] = []
+        self._known: set[str] = set()
+        for line in lines:
+            self._history.append(self._of(line))
+            self._known |= {found["name"] for found in line.get("findings", ())}
+
+    def look(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
+        """What the line of `step` shows that was not known before."""
+        self._history.append(self._of({"step": step} | dict(metrics)))
+        found = []
+        for name, (check, advice) in CHECKS.items():
+            if name not in self._known and (evidence := check(self._history)):
+                found.append(Finding(name, step, evidence, advice))
+        self._known |= {finding.name for finding in found}
+        return found
+
+    def _of(self, line: Mapping[str, Any]) -> Line:
+        numbers: dict[str, float | None] = {name: value for name, value in line.items() if name != "findings"}
+        return numbers | {"last": float(line["step"] == self._total_steps)}
+
+
+def stop_at(found: Iterable[Finding], names: Sequence[str]) -> None:
+    """Raises RlhfError for a finding that the recipe names (`doctor.halt`)."""
+    for finding in found:
+        if finding.name in names:
+            raise RlhfError(
+                f"{finding}. The run stopped because doctor.halt names {finding.name}. To go on from the newest checkpoint, take the "
+                "name out"
+            )

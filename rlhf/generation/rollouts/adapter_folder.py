@@ -36,7 +36,8 @@ class AdapterFolder:
         self._run = uuid.uuid4().hex[:8]  # a server may still know the names of a killed run
         self._written = 0
         self._latest: Path | None = None
-        _remove_all(self._roots)
+        left = MEMORY.glob(f"{self.prefix}-*") if rank == 0 else ()  # by more processes than there are now
+        _remove_all([*self._roots, *left])
         self._at_exit = weakref.finalize(self, _remove_all, self._roots)
 
     def write(self, policy: Policy) -> Path:

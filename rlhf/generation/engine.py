@@ -17,11 +17,15 @@ Progress = Callable[[int, int], None]  # (completions, tokens) that are finished
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample. `ended`: it reached a stop token or a stop string; the stop token is the last of `ids`."""
+    """One sample. `ended`: it reached a stop token or a stop string; the stop token is the last of `ids`.
+
+    `logprobs`: of each token at the sampling temperature, from an engine that is not the trained module itself; else None.
+    """
 
     ids: list[int]
     text: str
     ended: bool
+    logprobs: tuple[float, ...] | None = None
 
 
 class Engine(Protocol):

@@ -86,11 +86,18 @@ class InProcessEngine:
         return done
 
     def completion(self, ids: list[int], sampling: SamplingSection) -> Completion:
-        """A sample from its ids: the text ends before its stop token or stop string."""
-        ended = ids[-1] in self.stop_ids
-        text = str(self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
-        cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
-        return Completion(ids, text[: min(cuts)] if cuts else text, ended or bool(cuts))
+        """A sample from its ids."""
+        return completion_of(ids, sampling, self.tokenizer, self.stop_ids)
+
+
+def completion_of(
+    ids: list[int], sampling: SamplingSection, tokenizer: PreTrainedTokenizerBase, stop_ids: set[int]
+) -> Completion:
+    """A sample from its ids: the text ends before its stop token or stop string."""
+    ended = ids[-1] in stop_ids
+    text = str(tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True))
+    cuts = [at for at in (text.find(s) for s in sampling.stop) if at >= 0]
+    return Completion(ids, text[: min(cuts)] if cuts else text, ended or bool(cuts))
 
 
 def default_device() -> str:

@@ -10,7 +10,7 @@ from rlhf.losses.baselines import group_relative, leave_one_out, rewards_to_go
 from rlhf.losses.dpo import dpo_loss
 from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate, kl_loss
 from rlhf.losses.output import LossOutput
-from rlhf.losses.ppo import missing_eos_scores, policy_loss, value_loss
+from rlhf.losses.ppo import missing_eos_scores, policy_loss, truncated_weights, value_loss
 from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss, rule_accuracy
 from rlhf.losses.sft import sft_loss
 from rlhf.losses.whitening import moments, whiten
@@ -36,6 +36,7 @@ __all__ = [
     "rule_accuracy",
     "sft_loss",
     "token_rewards",
+    "truncated_weights",
     "value_loss",
     "whiten",
 ]

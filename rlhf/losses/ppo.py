@@ -18,19 +18,21 @@ def policy_loss(
     cliprange: float,
     cliprange_high: float | None = None,
     num_tokens: int | Tensor,
+    weights: Tensor | None = None,
 ) -> LossOutput:
-    """L = 1/N sum_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c_high)), rho = exp(logprobs - old_logprobs)  (eq. 7).
+    """L = 1/N sum_t w_t max(-A_t rho_t, -A_t clip(rho_t, 1 - c, 1 + c_high)), rho = exp(logprobs - old_logprobs)  (eq. 7).
 
     All tensors [N]. c_high = c if it is None; a larger one lets rare tokens become likely (DAPO, Yu et al. 2025,
     https://arxiv.org/abs/2503.14476, section 3.1). num_tokens: completion tokens in the whole optimizer step, so that a long
-    completion's tokens weigh as much as a short one's.
+    completion's tokens weigh as much as a short one's. weights: w, 1 if it is None; see `truncated_weights`.
     """
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + (cliprange if cliprange_high is None else cliprange_high))
 
-    loss = share_of_mean(torch.maximum(unclipped, clipped), num_tokens)
+    losses = torch.maximum(unclipped, clipped)
+    loss = share_of_mean(losses if weights is None else weights * losses, num_tokens)
     return LossOutput(
         loss,
         {
@@ -40,6 +42,17 @@ def policy_loss(
             "policy/ratio": share_of_mean(ratio, num_tokens).detach(),
         },
     )
+
+
+def truncated_weights(old_logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
+    """w_t = min(exp(old_logprobs - engine_logprobs), cap), all [N]: how much likelier the trainer finds each sampled token than
+    the engine that sampled it.
+
+    With these weights the loss is a mean over the trainer's policy and not over the engine's, which rounds otherwise; the cap
+    keeps one rare token from ruling it (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training", https://fengyao.notion.site/off-policy-rl). Where the two agree exactly, every weight is exactly 1.
+    """
+    return (old_logprobs - engine_logprobs).exp().clamp(max=cap)
 
 
 def value_loss(

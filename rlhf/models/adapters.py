@@ -135,19 +135,30 @@ def combine(adapted: Any) -> None:
     """
     network = adapted.get_base_model()
     layers: dict[str, Any] = {name: layer for name, layer in network.named_modules() if _carries_adapters(layer)}
-    rank = sum(adapted.peft_config[name].r for name in (START, TRAINED))
+    rank = total_rank(adapted, (START, TRAINED))
     config = copy.copy(adapted.peft_config[TRAINED])
     config.r = config.lora_alpha = rank
-    config.target_modules, config.lora_dropout = _targets(network, set(layers)), 0.0
+    config.target_modules, config.lora_dropout = targets(network, set(layers)), 0.0
     adapted.add_adapter(BOTH, config)
     for layer in layers.values():
-        used = [name for name in (START, TRAINED) if name in layer.lora_A]  # a layer may carry one of them only
-        down = torch.cat([layer.lora_A[name].weight for name in used])
-        up = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in used], dim=1)
-        missing = rank - down.shape[0]
-        layer.lora_A[BOTH].weight.copy_(nn.functional.pad(down, (0, 0, 0, missing)))
-        layer.lora_B[BOTH].weight.copy_(nn.functional.pad(up, (0, missing)))
+        down, up = summed(layer, (START, TRAINED), rank)
+        layer.lora_A[BOTH].weight.copy_(down)
+        layer.lora_B[BOTH].weight.copy_(up)
         layer._active_adapter = [BOTH]
+
+
+def total_rank(adapted: Any, names: Sequence[str]) -> int:
+    """The rank of one adapter that does what these do together."""
+    return sum(adapted.peft_config[name].r for name in names)
+
+
+def summed(layer: Any, names: Sequence[str], rank: int) -> tuple[Tensor, Tensor]:
+    """A layer's adapters of these names as one of `rank` with a scaling of 1: A [rank, in] and B [out, rank]; zeros fill up."""
+    used = [name for name in names if name in layer.lora_A]  # a layer may carry one of them only
+    down = torch.cat([layer.lora_A[name].weight for name in used])
+    up = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in used], dim=1)
+    missing = rank - down.shape[0]
+    return nn.functional.pad(down, (0, 0, 0, missing)), nn.functional.pad(up, (0, missing))
 
 
 def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
@@ -161,14 +172,14 @@ def save_adapters(adapted: Any, folder: Path, *, base: str) -> None:
             weight = getattr(layer, part)[active_name].weight
             state[f"base_model.model.{name}.{part}.weight"] = weight.detach().float().cpu().contiguous()
     config = adapted.peft_config[active_name].to_dict()
-    config["target_modules"] = _targets(network, set(layers))
+    config["target_modules"] = targets(network, set(layers))
     config |= {"base_model_name_or_path": base, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     save_file(state, folder / ADAPTER, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(plain, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _targets(network: PreTrainedModel, layers: set[str]) -> set[str]:
+def targets(network: PreTrainedModel, layers: set[str]) -> set[str]:
     """The adapted layers by the last part of their names, which says the same in a body and in a causal model; by their
     whole names where other layers end alike.
     """

@@ -60,7 +60,7 @@ def explain(error: ValidationError, schema: type[BaseModel], document: Document)
         if detail["type"] in EXPECTED:
             wanted.setdefault(path, []).append(EXPECTED[detail["type"]])
             continue
-        message = _message(detail, path, schema)
+        message = _message(detail, path, schema, document.data)
         if detail["type"] == "value_error":
             path, message = _with_key(path, message, schema)
         found.append((document.place(path), f"{dotted(path)}: {message}" if path else message))
@@ -125,12 +125,12 @@ def _type_hint(kinds: list[str], value: Any) -> str:
     return ""
 
 
-def _message(detail: Any, path: KeyPath, schema: type[BaseModel]) -> str:
+def _message(detail: Any, path: KeyPath, schema: type[BaseModel], data: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "missing":
         return "required key is missing"
     if kind == "extra_forbidden":
-        return _unknown(path, schema)
+        return _unknown(path, schema, data)
     if kind == "literal_error":
         return _not_a_choice(context["expected"], detail["input"])
     if kind in RANGE:
@@ -160,10 +160,10 @@ def _not_a_choice(expected: str, value: Any) -> str:
     return f"expected {wanted}; got {shown(value)}{hint}"
 
 
-def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
+def _unknown(path: KeyPath, schema: type[BaseModel], data: Any) -> str:
     """Why a key is not known here: another program calls it so, it belongs elsewhere, it is misspelt, or there is none."""
     name = str(path[-1])
-    section = section_at(schema, path[:-1]) or schema
+    section = section_at(schema, path[:-1], data) or schema
     keys = list(section.model_fields)
     if name in SAID:
         return f"unknown key; {SAID[name]}"
@@ -171,7 +171,7 @@ def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
         *home, leaf = SAME[name].split(".")
         here = [part for part in path[:-1] if isinstance(part, str)]
         return f"unknown key; {f'did you mean {leaf!r}?' if home == here else f'write {SAME[name]} instead'}"
-    elsewhere = {dotted(at): at for at in _homes(schema, name)}
+    elsewhere = {dotted(at): at for at in _homes(schema, name) if at != path[:-1]}  # here, but with another engine
     plain = [home for home, at in elsewhere.items() if "*" not in at]
     if plain:
         return f"unknown key; {name} belongs {_under(plain[0])}"
@@ -183,7 +183,8 @@ def _unknown(path: KeyPath, schema: type[BaseModel]) -> str:
     methods = [method for method, other in METHODS.items() if other is not schema and name in other.model_fields]
     if methods and len(path) == 1:
         return f"unknown key; {name} is for recipes with method: {' or '.join(methods)}"
-    far = difflib.get_close_matches(name, _all_keys(schema), n=1, cutoff=0.8)
+    others = [key for key in _all_keys(schema) if key != name]
+    far = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
     if far:
         return f"unknown key; did you mean '{far[0]}' {_under(dotted(_homes(schema, far[0])[0]))}?"
     return f"unknown key; the keys here are {', '.join(keys)}"

@@ -17,6 +17,7 @@ from rlhf.recipe.online_sections import (
     ReinforcePpSection,
     RlooSection,
 )
+from rlhf.recipe.rollouts import problem_with_quantization
 from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.training import TrainRecipe
 
@@ -79,6 +80,18 @@ class OnlineRecipe(TrainRecipe):
                 f"is {name}.rollout_batch_size x {name}.sampling.n / {name}.num_mini_batches samples, run "
                 "training.per_device_train_batch_size at a time"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_engine_is_kept_in_step_by_adapter(self) -> OnlineRecipe:
+        rollouts = self.online.rollouts
+        if rollouts is not None and self.lora is None:
+            raise ValueError(
+                f"{self.method}.rollouts: vLLM is kept in step with the policy by its LoRA adapter, and full fine-tuning has none; "
+                "add a lora: section, or leave rollouts out: the policy then samples in this process"
+            )
+        if rollouts is not None and (problem := problem_with_quantization(rollouts, self.quantization)):
+            raise ValueError(f"{self.method}.rollouts.engine: {problem}")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.rollouts import AnyRollouts
 from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     Fraction,
@@ -52,6 +53,7 @@ class MissingEosSection(Section):
 class OnlineSection(Section):
     """What the methods share. An iteration rolls out `rollout_batch_size` prompts, `sampling.n` completions each.
 
+    `rollouts` is the engine of vLLM that samples; without it the module that trains does.
     Beside a reward model, `missing_eos` is a penalty of 1 (a standard deviation of its scores) if it is left out; null is none.
     """
 
@@ -62,6 +64,7 @@ class OnlineSection(Section):
     rewards: list[ScorerSection] = Field(min_length=1)
     reference: str = "initial"
     missing_eos: MissingEosSection | None = None
+    rollouts: AnyRollouts | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -200,4 +203,8 @@ class OnlineDpoSection(OnlineSection):
             raise ValueError("sampling.n: must be 2 at least: the best and the worst of them become a pair")
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ValueError(f"label_smoothing: does nothing with loss_type: {self.loss_type}; leave it out")
+        if self.rollouts is not None and self.rollouts.importance_sampling is not None:
+            raise ValueError(
+                "rollouts.importance_sampling: weighs the loss of a policy gradient, and does nothing here; leave it out"
+            )
         return self

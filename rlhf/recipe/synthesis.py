@@ -26,6 +26,20 @@ from rlhf.recipe.sections import (
 Language = Literal["en", "ko"]
 
 
+def an_address(value: str) -> str:
+    """A server's `base_url`. Raises ValueError for what is no address, and for one with a secret in it."""
+    try:
+        url = urlsplit(value)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, or none there is
+        good = False
+    if not good:
+        raise ValueError("expected something like http://localhost:8000/v1")
+    if url.username or url.password or url.query:
+        raise ValueError("no key or password here; set api_key_env to a variable's name")
+    return value
+
+
 class TextSampling(SamplingSection):
     """Every decoding strategy of an engine: `SamplingSection`'s, and those that training must not use.
 
@@ -97,16 +111,7 @@ class OpenaiSection(Section):
     @field_validator("base_url")
     @classmethod
     def _an_address(cls, value: str) -> str:
-        try:
-            url = urlsplit(value)
-            good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-        except ValueError:  # a port that is no number, or none there is
-            good = False
-        if not good:
-            raise ValueError("expected something like http://localhost:8000/v1")
-        if url.username or url.password or url.query:
-            raise ValueError("no key or password here; set api_key_env to a variable's name")
-        return value
+        return an_address(value)
 
 
 EngineSection = Annotated[TransformersSection | VllmSection | OpenaiSection, Field(discriminator="engine")]

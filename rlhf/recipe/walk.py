@@ -70,16 +70,28 @@ def schema_sections(schema: type[BaseModel], at: KeyPath = ()) -> Iterator[tuple
             yield from schema_sections(section, (*at, name, "*") if listed else (*at, name))
 
 
-def section_at(schema: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    """The section of the schema that `path` leads to; the number of a list's item is passed over."""
+def section_at(schema: type[BaseModel], path: KeyPath, data: Any = None) -> type[BaseModel] | None:
+    """The section of the schema that `path` leads to; the number of a list's item is passed over.
+
+    Where the schema has several for one place, the first; with the recipe's `data`, the one of the `engine` that it names.
+    """
     section: type[BaseModel] | None = schema
     for part in path:
+        data = data[part] if isinstance(data, dict) and part in data else None
         if isinstance(part, int):
             continue
         if section is None or part not in section.model_fields:
             return None
-        section = section_in(section.model_fields[part].annotation)[0]
+        annotation = section.model_fields[part].annotation
+        engine = data.get("engine") if isinstance(data, dict) else None
+        named = (s for s in sections_in(annotation) if engine in get_args(_annotation_of(s, "engine")))
+        section = next(named, None) or section_in(annotation)[0]
     return section
+
+
+def _annotation_of(section: type[BaseModel], name: str) -> Any:
+    field = section.model_fields.get(name)
+    return None if field is None else field.annotation
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -32,6 +32,7 @@ from rlhf.models.policy import Reference
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.online_sections import OnlineSection
 from rlhf.tokens.store import Prompt
+from rlhf.train.engine_gap import engine_gap
 from rlhf.train.loop import Microbatch, Update
 from rlhf.train.ranks import Ranks
 from rlhf.train.rollout import Rollout, evaluate
@@ -102,9 +103,10 @@ class Online(ABC, Generic[E]):
             temperature=self.section.sampling.temperature,
             batch_size=self.batch_size,
         )
+        gap = self._engine_gap(rollouts)
         # 4 estimate
         experiences = self.estimate(rollouts)
-        metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences)
+        metrics = self._measure(groups, scores, parts, experiences) | self.own_metrics(experiences) | gap
         # 5 update
         made = 0
         for epoch in range(self.section.num_ppo_epochs):
@@ -173,6 +175,11 @@ class Online(ABC, Generic[E]):
             measured["groups_alike"] = ranks.mean(torch.tensor(alike))
         means = {f"score/{name}": ranks.weighted_mean(*part) for name, part in parts.items()}
         return measured | {name: mean for name, mean in means.items() if mean is not None}
+
+    def _engine_gap(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """How far an engine's log-probabilities are from the policy's; nothing where the policy itself samples."""
+        section = self.section.rollouts
+        return {} if section is None else engine_gap(rollouts, section, f"{self.method}.rollouts", self.ranks)
 
     def _ask_about_ends(self, groups: Groups, prompts: Sequence[Prompt]) -> None:
         """Say so where a reward model goes by the end of a text more than by the text."""

@@ -22,6 +22,7 @@ from rlhf.losses import (
     kl_loss,
     policy_loss,
     token_rewards,
+    truncated_weights,
 )
 from rlhf.losses.output import share_of_mean
 from rlhf.recipe.online import OnlineRecipe
@@ -75,6 +76,7 @@ class PolicyGradient(Online[Experience]):
             cliprange=section.cliprange,
             cliprange_high=section.cliprange_high,
             num_tokens=count,
+            weights=self._weights(batch),
         )
         self.moved += policy.metrics["policy/approx_kl"]
         if self.first:  # nothing was learnt from these samples yet, so this is 0
@@ -101,6 +103,13 @@ class PolicyGradient(Online[Experience]):
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.kl.value = state["kl_coef"]
+
+    def _weights(self, batch: Experience) -> Tensor | None:
+        """Each token's importance weight, [N], where the recipe corrects for the engine that sampled."""
+        sampling = self.section.rollouts.importance_sampling if self.section.rollouts is not None else None
+        if sampling is None or batch.engine_logprobs is None:
+            return None
+        return truncated_weights(batch.old_logprobs, batch.engine_logprobs, cap=sampling.cap)
 
     def _moved_enough(self) -> bool:
         """Whether the policy of the last update was `target_kl` or more from the one that sampled, on all ranks alike."""

@@ -25,6 +25,10 @@ class Ranks:
         total, count = self.sum(torch.tensor([float(values.sum()), float(values.numel())]))
         return float(total) / float(count)
 
+    def max(self, values: Tensor) -> float:
+        """The largest value of all ranks."""
+        return float(self._accelerator.gather(values.max()[None].to(self._accelerator.device)).max())
+
     def variance(self, values: Tensor) -> float:
         """The mean squared distance from that mean."""
         return self.mean((values - self.mean(values)) ** 2)

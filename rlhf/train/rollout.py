@@ -11,7 +11,7 @@ which token belongs to which). Padding exists inside `gae` alone, which walks ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ class Rollout:
     old_logprobs: Tensor  # [N]: of the policy that sampled
     ref_logprobs: Tensor  # [N]: of the reference
     old_values: Tensor  # [N]: the value model before each token; 0 for a method without one
+    engine_logprobs: Tensor | None = field(
+        default=None, kw_only=True
+    )  # [N]: of an engine that is not the module itself
 
     @property
     def kl(self) -> Tensor:
@@ -87,9 +90,17 @@ def evaluate(
                 old_logprobs=logprobs,
                 ref_logprobs=reference(batch, temperature=temperature),
                 old_values=values,
+                engine_logprobs=_engine_logprobs(groups[i : i + batch_size], device),
             )
         )
     return rollouts
+
+
+def _engine_logprobs(groups: Sequence[Sequence[Completion]], device: torch.device) -> Tensor | None:
+    """What the engine said of each token when it drew it, [N]; None from the module that trains."""
+    given = [completion.logprobs for group in groups for completion in group]
+    said = [logprob for logprobs in given if logprobs is not None for logprob in logprobs]
+    return torch.tensor(said, dtype=torch.float32, device=device) if said else None
 
 
 def whiten_all(values: Sequence[Tensor], reduce: Reduce, *, shift_mean: bool = True) -> list[Tensor]:

@@ -43,6 +43,11 @@ from rlhf.train.setup import Setup
 
 # keys of `training` that a resumed run may change: they move no number that was already computed
 MAY_CHANGE = ("max_steps", "num_train_epochs", "eval_steps", "per_device_eval_batch_size")
+# and of `rollouts`: where the engine is and how it is run
+ENGINE_MAY_CHANGE = (
+    "base_url", "api_key_env", "concurrency", "timeout", "max_retries", "max_gap", "gpu_memory_utilization", "sleep",
+    "enforce_eager",
+)  # fmt: skip
 
 
 def train(recipe: TrainRecipe) -> dict[str, Any]:
@@ -71,7 +76,8 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
     lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
     checkpoints = Checkpoints(folder / "checkpoints", identity, recipe.checkpoint.save_total_limit)
     accelerator.init_trackers("rlhf")
-    metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
+    with setup.opened:  # an engine of vLLM is closed, also after an error
+        metrics = fit(stage, recipe, checkpoints, accelerator, title=f"{recipe.method} {folder.name}")
     if accelerator.is_main_process:
         accelerator.free_memory()  # the optimizer's: room to load what is saved
         scored = held_out if len(held_out.items) else rows
@@ -135,6 +141,8 @@ def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
     for reward in content.get(recipe.method, {}).get("rewards", ()):
         for key in HOW_TO_ASK:
             reward.pop(key)
+    for key in ENGINE_MAY_CHANGE:
+        (content.get(recipe.method, {}).get("rollouts") or {}).pop(key, None)
     models = {"model.name_or_path": recipe.model.name_or_path} | recipe.other_models()
     return {
         "recipe": content,

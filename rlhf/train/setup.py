@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from rlhf.models.load import Source, load_policy, load_role, load_scalar_model, 
 from rlhf.models.policy import Policy
 from rlhf.models.probe import check_probe
 from rlhf.models.scalar import ScalarModel
+from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.sections import Precision
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.tokenizer import find_model
+from rlhf.train.rollout_engine import open_engine
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     train: Sequence[Any]
     held_out: Sequence[Any]
+    opened: ExitStack = field(default_factory=ExitStack)  # closes what the stage has opened, in `train`
 
     def policy(self) -> Policy:
         """The model that trains."""
@@ -100,7 +104,12 @@ class Setup:
 
     def engine(self, policy: Policy) -> Engine:
         """What samples completions from the policy while it trains."""
-        return InProcessEngine(policy, self.tokenizer)
+        rollouts = self.recipe.online.rollouts if isinstance(self.recipe, OnlineRecipe) else None
+        if rollouts is None or not isinstance(self.recipe, OnlineRecipe):
+            return InProcessEngine(policy, self.tokenizer)
+        engine = open_engine(self.recipe, rollouts, policy, self.tokenizer, self.accelerator)
+        self.opened.callback(engine.close)
+        return engine
 
     def _quantization_of(self, name_or_path: str) -> dict[str, Any]:
         """`quantization:` is said of `model:`; adapters from elsewhere lie on their base as it was trained."""

@@ -28,6 +28,7 @@ from rlhf.cli.check.scorers import columns_asked, problem_with_settings, problem
 from rlhf.embedded import PREFIX
 from rlhf.errors import RecipeError
 from rlhf.generation.context import problems_of as problems_with_context
+from rlhf.generation.rollouts.command import forecast
 from rlhf.models.lineage import problem_with_policy, problem_with_template
 from rlhf.recipe.callables import why_missing
 from rlhf.recipe.loader import Loaded, examine, lines
@@ -149,6 +150,11 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
     if judge is not None and not will_be_made(judge, made):
         found.problem(("reward_model",), problem_with_reward_model(judge))
     _look_for_templates(recipe, found, made)
+    if isinstance(recipe, OnlineRecipe) and recipe.online.rollouts is not None:
+        try:
+            found.note((recipe.method, "rollouts"), forecast(recipe))
+        except RecipeError as error:
+            found.problem((recipe.method, "rollouts"), str(error))
     return found
 
 

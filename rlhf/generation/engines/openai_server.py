@@ -60,7 +60,7 @@ class OpenaiServer:
     ) -> None:
         """Opens no connection. Raises SetupError if the key is not set."""
         self._section, self._name, self._encode = section, name, encode
-        self._key = self._read_key()
+        self._key = key_from(section.api_key_env, name)
         self._runs: list[_Run] = []
 
     def answers(
@@ -243,19 +243,18 @@ class OpenaiServer:
             return []
         return [model for model in found if isinstance(model, dict)] if isinstance(found, list) else []
 
-    # --- the key ----------------------------------------------------------------------------------------------------
-
-    def _read_key(self) -> str | None:
-        variable = self._section.api_key_env
-        if variable is None:
-            return None
-        key = os.environ.get(variable, "").strip()
-        if not key:
-            raise SetupError(f"engine {self._name}: api_key_env: the environment variable {variable} is not set")
-        if not (key.isascii() and key.isprintable() and " " not in key):  # http.client would print it in its error
-            raise SetupError(f"engine {self._name}: api_key_env: {variable} is not a valid key")
-        return key
-
     def _clean(self, text: str) -> str:
         """A server's words without the key; some servers repeat it."""
         return text.replace(self._key, "[key]") if self._key else text
+
+
+def key_from(variable: str | None, name: str) -> str | None:
+    """The key that an environment variable holds, for engine `name`; None where the recipe names no variable."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise SetupError(f"engine {name}: api_key_env: the environment variable {variable} is not set")
+    if not (key.isascii() and key.isprintable() and " " not in key):  # http.client would print it in its error
+        raise SetupError(f"engine {name}: api_key_env: {variable} is not a valid key")
+    return key

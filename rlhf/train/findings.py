@@ -99,7 +99,7 @@ def entropy_collapse(history: History) -> str | None:
 def engine_gap(history: History) -> str | None:
     """What sampled is not what trains: it holds old adapters, or computes otherwise."""
     gaps = _values(history, "engine_gap")
-    if not gaps or gaps[-1] <= 0.05:
+    if not gaps or gaps[-1] <= 0.08:
         return None
     return f"the engine's log-probabilities are {gaps[-1]:.2g} nats a token away from the trainer's"
 

@@ -13,6 +13,9 @@ from rlhf.errors import RlhfError
 from rlhf.train.findings import CHECKS, Line
 
 
+KEPT = 200  # lines at either end of a long run
+
+
 @dataclass(frozen=True)
 class Finding:
     """What is wrong since which step: the evidence, and what to try."""
@@ -37,12 +40,12 @@ class Doctor:
         self._history: list[Line] = []
         self._known: set[str] = set()
         for line in lines:
-            self._history.append(self._of(line))
+            self._add(line)
             self._known |= {found["name"] for found in line.get("findings", ())}
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
         """What the line of `step` shows that was not known before."""
-        self._history.append(self._of({"step": step} | dict(metrics)))
+        self._add({"step": step} | dict(metrics))
         found = []
         for name, (check, advice) in CHECKS.items():
             if name not in self._known and (evidence := check(self._history)):
@@ -50,9 +53,13 @@ class Doctor:
         self._known |= {finding.name for finding in found}
         return found
 
-    def _of(self, line: Mapping[str, Any]) -> Line:
+    def _add(self, line: Mapping[str, Any]) -> None:
+        """One more line. Of a long run the first and the last are kept, and evaluations: no check looks at others."""
         numbers: dict[str, float | None] = {name: value for name, value in line.items() if name != "findings"}
-        return numbers | {"last": float(line["step"] == self._total_steps)}
+        self._history.append(numbers | {"last": float(line["step"] == self._total_steps)})
+        if len(self._history) > 4 * KEPT:
+            middle = [old for old in self._history[KEPT:-KEPT] if "eval/loss" in old]
+            self._history = [*self._history[:KEPT], *middle[-KEPT:], *self._history[-KEPT:]]
 
 
 def stop_at(found: Iterable[Finding], names: Sequence[str]) -> None:

@@ -73,6 +73,9 @@ def evaluated(recipe_of: Make, tmp_path: Path) -> tuple[EvalRecipe, dict[str, An
     """A finished evaluation of two models: one trained by PPO, one whose run is lost, and a reward run on its own."""
     steps = range(1, 41)
     ppo = [{"step": i, "score": i / 9, "score/letters": i / 9, "kl": i / 5, "length": 9.0, "loss": 0.1} for i in steps]
+    ppo[11]["findings"] = [
+        {"name": "ends_less", "step": 12, "evidence": "2% of the samples end <b>", "advice": "Set missing_eos"}
+    ]
     reward = [{"step": i, "loss": 0.7 - i / 99, "accuracy": 0.5 + i / 99, "margin": i / 20} for i in steps]
     recipe = recipe_of(
         "AB",
@@ -119,6 +122,17 @@ def test_what_is_missing_is_stated(evaluated: tuple[EvalRecipe, dict[str, Any], 
     assert "1 min 15 s" in page.text
     assert "1.50 GiB" in page.text
     assert "note: '<b>bold</b>'" in page.text
+
+
+def test_what_went_wrong_in_training_is_told_beside_the_verdict(
+    evaluated: tuple[EvalRecipe, dict[str, Any], list[dict[str, Any]]],
+) -> None:
+    recipe, report, _ = evaluated
+    assert report["findings"][-1] == "In the training of $B$ & co (ppo), step 12: 2% of the samples end <b>."
+    page = Page((Path(recipe.output_dir) / "report.html").read_text())
+    assert "what went wrong" in page.text and "Set missing_eos" in page.text
+    assert "The training doctor found nothing wrong." in page.text  # of the reward run
+    assert next(run for run in report["runs"] if run["method"] == "ppo")["findings"][0]["name"] == "ends_less"
 
 
 def test_a_run_with_less_than_everything(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rlhf.errors import RlhfError
 from rlhf.recipe.training import FindingName, TrainRecipe
 from rlhf.train import online
+from rlhf.train.doctor import KEPT, Doctor
 from rlhf.train.findings import CHECKS
 from rlhf.train.ppo import Ppo
 from rlhf.train.run import train
@@ -216,3 +217,15 @@ def test_a_resumed_run_says_what_the_unbroken_one_says(model_folder: Folders, re
 def test_an_unknown_finding_is_refused(model_folder: Folders, recipe_of: Recipes) -> None:
     with pytest.raises(ValidationError, match="kl_blow_up"):
         recipe_of("dpo", model_folder("llama"), doctor={"halt": ["kl_explosion"]})
+
+
+def test_a_long_run_forgets_its_middle() -> None:
+    """But neither its start, nor its evaluations, nor what was said."""
+    doctor = Doctor(10_000)
+    for step in range(1, 3001):
+        rate = 0.9 if step <= 5 else 0.1 if step > 2990 else 0.8
+        evaluated = {"eval/loss": 1.0} if step % 500 == 0 else {}
+        found = doctor.look(step, {"eos_rate": rate, "loss": 1.0} | evaluated)
+        assert [f.name for f in found] == (["ends_less"] if step == 2992 else []), step
+    assert len(doctor._history) <= 4 * KEPT
+    assert sum("eval/loss" in line for line in doctor._history) == 6

@@ -88,14 +88,16 @@ def test_each_adapter_is_new_and_the_last_alone_is_kept(policy: Policy, tmp_path
     assert not list(memory.iterdir())
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_what_a_killed_run_left_is_removed_and_its_names_are_not_used_again(
-    policy: Policy, tmp_path: Path, memory: Path
+    in_memory: bool, policy: Policy, tmp_path: Path, memory: Path
 ) -> None:
     places = [
-        AdapterFolder(tmp_path / name, rank, in_memory=True) for name, rank in (("run", 0), ("run", 1), ("other", 0))
+        AdapterFolder(tmp_path / name, rank, in_memory=in_memory)
+        for name, rank in (("run", 0), ("run", 1), ("other", 0))
     ]
     killed, second, other = (place.write(policy) for place in places)
-    again = AdapterFolder(tmp_path / "run", 0, in_memory=True)
+    again = AdapterFolder(tmp_path / "run", 0, in_memory=in_memory)
     assert not killed.exists() and not second.exists() and other.exists()
     assert again.write(policy).name != killed.name and killed.name.startswith(again.prefix)
 

@@ -36,8 +36,10 @@ class AdapterFolder:
         self._run = uuid.uuid4().hex[:8]  # a server may still know the names of a killed run
         self._written = 0
         self._latest: Path | None = None
-        left = MEMORY.glob(f"{self.prefix}-*") if rank == 0 else ()  # by more processes than there are now
-        _remove_all([*self._roots, *left])
+        _remove_all(self._roots)
+        if rank == 0:  # by more processes than there are now
+            for place in (MEMORY, self._roots[-1].parent):
+                _remove_all(list(place.glob(f"{self.prefix}-*")))
         self._at_exit = weakref.finalize(self, _remove_all, self._roots)
 
     def write(self, policy: Policy) -> Path:

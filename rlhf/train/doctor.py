@@ -1,10 +1,12 @@
 """The training doctor: it reads a run's metrics while they are logged, and says in one sentence what goes wrong and what to try.
 
-It says each thing once. It knows only the lines of metrics.jsonl, so a resumed run says what the unbroken one would have said.
+It says each thing once, and again where it has become clearly worse. It knows only the lines of metrics.jsonl, so a resumed run
+says what the unbroken one would have said.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,17 +14,18 @@ from typing import Any
 from rlhf.errors import RlhfError
 from rlhf.train.findings import CHECKS, Line
 
-
+WORSE = 2.0  # times as bad as when it was said last: one that grows by a tenth at every step is said a few times only
 KEPT = 200  # lines at either end of a long run
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong since which step: the evidence, and what to try."""
+    """What is wrong since which step: the evidence, how bad it is, and what to try."""
 
     name: str
     step: int
     evidence: str
+    severity: float
     advice: str
 
     def __str__(self) -> str:
@@ -38,25 +41,30 @@ class Doctor:
     def __init__(self, total_steps: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:
         self._total_steps = total_steps
         self._history: list[Line] = []
-        self._known: set[str] = set()
+        self._said: dict[str, float] = {}  # how bad each finding was when it was said last
         for line in lines:
-            self._add(line)
-            self._known |= {found["name"] for found in line.get("findings", ())}
+            if line["step"]:  # line 0 is before training
+                self._add(line)
+            self._said |= {found["name"]: found["severity"] for found in line.get("findings", ())}
 
     def look(self, step: int, metrics: Mapping[str, float]) -> list[Finding]:
-        """What the line of `step` shows that was not known before."""
+        """What the line of `step` shows that was not said before."""
         self._add({"step": step} | dict(metrics))
         found = []
         for name, (check, advice) in CHECKS.items():
-            if name not in self._known and (evidence := check(self._history)):
-                found.append(Finding(name, step, evidence, advice))
-        self._known |= {finding.name for finding in found}
+            evidence = check(self._history)
+            if evidence is not None and (name not in self._said or evidence.severity >= WORSE * self._said[name]):
+                found.append(Finding(name, step, evidence.text, evidence.severity, advice))
+        self._said |= {finding.name: finding.severity for finding in found}
         return found
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        """One more line. Of a long run the first and the last are kept, and evaluations: no check looks at others."""
-        numbers: dict[str, float | None] = {name: value for name, value in line.items() if name != "findings"}
-        self._history.append(numbers | {"last": float(line["step"] == self._total_steps)})
+        """One more line, as it stands on file: null for what is not finite. Of a long run the first and the last lines are kept, and
+        evaluations: no check looks at others.
+        """
+        own = {name: value for name, value in line.items() if name != "findings"}
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in own.items()}
+        self._history.append(finite | {"progress": line["step"] / self._total_steps})
         if len(self._history) > 4 * KEPT:
             middle = [old for old in self._history[KEPT:-KEPT] if "eval/loss" in old]
             self._history = [*self._history[:KEPT], *middle[-KEPT:], *self._history[-KEPT:]]

@@ -1,7 +1,8 @@
 """What can be seen to go wrong in a run's metrics: one pure function a finding, over the lines that were logged so far.
 
-Each gives the evidence in plain words, or None. It looks for the metrics that it needs, so a method that does not log them is never
-asked. Thresholds are what one would call clear, not what one might notice: on a healthy run all of them are silent.
+Each gives its evidence, or None. It asks first for the metrics that it needs, so a method that does not log them is never judged by
+them. The thresholds mark what is clear, not what one might notice: on a healthy run every check is silent. A check reads
+the first lines and the last, so a long run costs no more than a short one.
 """
 
 from __future__ import annotations
@@ -9,146 +10,210 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import NamedTuple
 
-Line = Mapping[str, float | None]  # one line of metrics.jsonl; null where a value was not finite
-History = Sequence[Line]  # the lines in order, this one last
+Line = Mapping[
+    str, float | None
+]  # one line of metrics.jsonl; null where a value was not finite. `progress`: 1 at the last step
+History = Sequence[Line]  # the lines of training in order, this one last
 
 WINDOW = 5  # lines at the start, and lines at the end, that are compared: one line is noise
 PATIENCE = 20  # lines in which DPO's loss or the value model must have moved
+RATIO_GAP = 0.01  # a twentieth of the usual clip range; rounding alone gives 0, because both sides are one computation
+STANDARD_ERRORS = 3.0  # one window in 740 is further below 0 by chance
+KL_NOTHING = 0.02  # nats: where nothing is learnt yet, the standard error is next to 0 and rounding is larger
+KL_FAR = 10.0  # nats a completion; adaptive_kl aims at 6 (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593)
+KL_FAR_A_TOKEN = 0.3  # nats: the reference gives each token a quarter less than the policy does
+GROWS = 1.1  # a tenth more than one window before
+ENDS_KEPT, ENDS_LOST = (
+    0.6,
+    0.2,
+)  # a share of what it was, and points: 20 of 100 samples are beyond the noise of a window
+LONGER = 1.3
+CORRELATED = 0.4  # of score and length: length alone then explains a sixth of the scores' variance
+SPREAD_KEPT = 0.1
+ALIKE = 0.9  # of the prompts
+ENTROPY_KEPT = 0.2
+ENGINE_GAP = (
+    0.1  # nats a token: rounding makes 0.00001 in float32 and up to 0.06 in nf4, another base 0.8 (docs/rollouts.md)
+)
+ENGINE_GROWS, ENGINE_GREW = (
+    3.0,
+    0.02,
+)  # times what it was, and nats at least: rounding does not grow, an old adapter's gap does
+CHOSEN_LOST = -1.0  # beta times nats: at beta 0.1 the chosen completion is 10 nats less likely than it was
+AT_LOG_2 = 0.005  # a margin of 0.01
+TOO_EARLY = 0.2  # of the run: before, the learning rate may still be rising
+HELD_OUT_WORSE = 1.1
 
 
-def first_ratio(history: History) -> str | None:
+class Evidence(NamedTuple):
+    """The fault in plain words, with its numbers and steps, and how bad it is: twice as much is clearly worse."""
+
+    text: str
+    severity: float = 1.0
+
+
+def first_ratio(history: History) -> Evidence | None:
     """PPO's ratio is 1 by definition until the first update: both sides are the same policy on the same tokens."""
     gap = history[-1].get("policy/first_gap")
-    if gap is None or gap <= 0.01:
+    if gap is None or gap <= RATIO_GAP:
         return None
-    return f"before the first update of an iteration the probability ratios are {gap:.2g} away from 1 on average"
+    return Evidence(
+        f"before the first update of an iteration the probability ratios are {gap:.2g} away from 1 on average", gap
+    )
 
 
-def negative_kl(history: History) -> str | None:
+def negative_kl(history: History) -> Evidence | None:
     """A KL is not negative. Its estimate over samples may be, by its standard error."""
-    kl, error = _values(history, "kl"), _values(history, "kl_error")
-    if len(kl) < WINDOW or len(error) < WINDOW:
+    kl, errors = _last(history, "kl"), _last(history, "kl_error")
+    if kl is None or errors is None:
         return None
-    mean, allowed = fmean(kl[-WINDOW:]), 3 * math.sqrt(sum(e * e for e in error[-WINDOW:])) / WINDOW
-    if mean >= -max(allowed, 0.02):
+    mean, error = fmean(kl), math.sqrt(sum(e * e for e in errors)) / WINDOW
+    if mean >= -max(STANDARD_ERRORS * error, KL_NOTHING):
         return None
-    return f"the measured KL is {mean:.2g} nats over the last {WINDOW} steps, three standard errors below 0"
+    return Evidence(
+        f"the measured KL is {mean:.2g} nats in {_steps(history)}, with a standard error of {error:.2g}: a KL is never negative",
+        -mean,
+    )
 
 
-def kl_blow_up(history: History) -> str | None:
-    """10 nats a completion, or 0.3 a token, is another model; one that still moves away is lost."""
-    kl, length = _values(history, "kl"), _values(history, "length")
-    if len(kl) < 2 * WINDOW:
+def kl_blow_up(history: History) -> Evidence | None:
+    """The policy is another model by now, and still moves away."""
+    kl, length = _last(history, "kl", 2 * WINDOW), _last(history, "length")
+    if kl is None or length is None:
         return None
-    before, now = fmean(kl[-2 * WINDOW : -WINDOW]), fmean(kl[-WINDOW:])
-    a_token = now / max(fmean(length[-WINDOW:]), 1.0)
-    if now <= 1.1 * before or (now <= 10.0 and a_token <= 0.3):
+    before, now = fmean(kl[:WINDOW]), fmean(kl[WINDOW:])
+    a_token = now / max(fmean(length), 1.0)
+    if now <= GROWS * before or (now <= KL_FAR and a_token <= KL_FAR_A_TOKEN):
         return None
-    return f"the KL to the reference is {now:.1f} nats a completion ({a_token:.2f} a token) and grows; {WINDOW} steps before it was {before:.1f}"
+    return Evidence(
+        f"the KL to the reference is {now:.1f} nats a completion ({a_token:.2f} a token) in {_steps(history)} and grows; before, "
+        f"in {_steps(history[:-WINDOW])}, it was {before:.1f}", now,
+    )  # fmt: skip
 
 
-def ends_less(history: History) -> str | None:
+def ends_less(history: History) -> Evidence | None:
     """A policy that learns not to end is paid for length, or for not being judged."""
     before, now = _change(history, "eos_rate")
-    if before is None or now > 0.6 * before or before - now < 0.2:
+    if before is None or now > ENDS_KEPT * before or before - now < ENDS_LOST:
         return None
-    return f"{_percent(now)} of the samples end by themselves; at the start it was {_percent(before)}"
+    text = (
+        f"{_percent(now)} of the samples end by themselves in {_steps(history)}; at the start it was {_percent(before)}"
+    )
+    return Evidence(text, before / max(now, 0.05))
 
 
-def rises_with_length(history: History) -> str | None:
+def rises_with_length(history: History) -> Evidence | None:
     """The score goes up because texts get longer."""
     short, long = _change(history, "length")
     low, high = _change(history, "score")
-    correlation = _values(history, "score_length_corr")  # of the whole way: at its end all texts may be equally long
-    if short is None or low is None or long < 1.3 * short or high <= low or fmean(correlation) < 0.4:
+    if short is None or low is None or long < LONGER * short or high <= low:
         return None
-    return (
-        f"score and length rise together: {short:.0f} to {long:.0f} tokens, {low:.2f} to {high:.2f}, with a correlation of "
-        f"{fmean(correlation):.2f} between the samples"
-    )
+    # of the whole way: at its end all texts may be equally long
+    correlation = fmean(value for line in history if (value := line.get("score_length_corr")) is not None)
+    if correlation < CORRELATED:
+        return None
+    return Evidence(
+        f"score and length rise together, {low:.2f} to {high:.2f} and {short:.0f} to {long:.0f} tokens from the start to "
+        f"{_steps(history)}, with a correlation of {correlation:.2f} between the samples", long / short,
+    )  # fmt: skip
 
 
-def no_spread(history: History) -> str | None:
+def no_spread(history: History) -> Evidence | None:
     """Advantages are differences of scores. Where samples all score the same there is nothing to learn."""
     before, now = _change(history, "score_std")
-    alike = _values(history, "groups_alike")[-WINDOW:]
-    if before is not None and now <= 0.1 * before:
-        return f"the samples score nearly the same: their standard deviation is {now:.2g}, at the start it was {before:.2g}"
-    if before is not None and len(alike) == WINDOW and fmean(alike) > 0.9:
-        return f"in {_percent(fmean(alike))} of the prompts all samples score the same"
+    if before is not None and now <= SPREAD_KEPT * before:
+        text = f"the samples score nearly the same: their standard deviation is {now:.2g} in {_steps(history)}, at the start it was {before:.2g}"
+        return Evidence(text)
+    alike = _last(history, "groups_alike")
+    if before is not None and alike is not None and fmean(alike) > ALIKE:
+        return Evidence(f"in {_percent(fmean(alike))} of the prompts of {_steps(history)} all samples score the same")
     return None
 
 
-def value_explains_nothing(history: History) -> str | None:
+def value_explains_nothing(history: History) -> Evidence | None:
     """An explained variance of 0 is what a constant would have."""
-    explained = _values(history, "value/explained_variance")
-    if len(explained) < PATIENCE or max(explained[-PATIENCE:]) > 0:
+    explained = _last(history, "value/explained_variance", PATIENCE)
+    if explained is None or max(explained) > 0:
         return None
-    return f"the value model explains nothing: its explained variance was not above 0 in the last {PATIENCE} steps ({explained[-1]:.2f} now)"
+    mean = fmean(explained)
+    text = f"the value model explains nothing: its explained variance was not above 0 in {_steps(history, PATIENCE)}, and {mean:.2f} on average"
+    return Evidence(text, 1.0 - mean)
 
 
-def entropy_collapse(history: History) -> str | None:
+def entropy_collapse(history: History) -> Evidence | None:
     """A policy that always says the same cannot find anything better."""
     before, now = _change(history, "entropy")
-    if before is None or now > 0.2 * before:
+    if before is None or now > ENTROPY_KEPT * before:
         return None
-    return f"the policy has lost its variety: {now:.2f} nats a token, at the start {before:.2f}"
+    text = f"the policy has lost its variety: {now:.2f} nats a token in {_steps(history)}, at the start {before:.2f}"
+    return Evidence(text, before / max(now, 0.02))
 
 
-def engine_gap(history: History) -> str | None:
+def engine_gap(history: History) -> Evidence | None:
     """What sampled is not what trains: it holds old adapters, or computes otherwise."""
-    gaps = _values(history, "engine_gap")
-    if not gaps or gaps[-1] <= 0.08:
+    gap, largest = history[-1].get("engine_gap"), history[-1].get("engine_gap_max")
+    before, now = _change(history, "engine_gap")
+    grew = before is not None and now > max(ENGINE_GROWS * before, ENGINE_GREW)
+    if gap is None or (gap <= ENGINE_GAP and not grew):
         return None
-    return f"the engine's log-probabilities are {gaps[-1]:.2g} nats a token away from the trainer's"
-
-
-def chosen_falls(history: History) -> str | None:
-    """DPO may widen the margin by making both completions unlikely (Pal et al. 2024, https://arxiv.org/abs/2402.13228)."""
-    chosen, margin = _values(history, "reward/chosen"), _values(history, "margin")
-    if len(chosen) < 2 * WINDOW:
-        return None
-    before, now = fmean(chosen[-2 * WINDOW : -WINDOW]), fmean(chosen[-WINDOW:])
-    wider = fmean(margin[-WINDOW:])
-    if now >= min(before, -1.0) or wider <= 0:
-        return None
-    return f"the chosen completions lose likelihood too: their reward is {now:.2f} and falls, while the margin is {wider:.2f}"
-
-
-def stuck_at_log_2(history: History) -> str | None:
-    """log 2 is DPO's loss before anything is learnt."""
-    losses = [line["loss"] for line in history if "reward/chosen" in line and line.get("loss") is not None]
-    recent = [loss for loss in losses[-PATIENCE:] if loss is not None]
-    if len(recent) < PATIENCE or max(abs(loss - math.log(2)) for loss in recent) > 0.005:
-        return None
-    return f"the loss has stayed at log 2 = 0.693 for {PATIENCE} steps: nothing is learnt"
-
-
-def overfits(history: History) -> str | None:
-    """The held-out loss has left its best by a tenth in two evaluations, and the training loss fell meanwhile."""
-    evaluations = [i for i, line in enumerate(history) if line.get("eval/loss") is not None and "loss" in line]
-    if len(evaluations) < 3 or evaluations[-1] != len(history) - 1:
-        return None
-    losses = [float(history[i]["eval/loss"] or 0.0) for i in evaluations]
-    best = min(range(len(losses)), key=losses.__getitem__)
-    if len(losses) - best < 3 or min(losses[best + 1 :][-2:]) < 1.1 * losses[best]:
-        return None
-    at_best, now = (_around(history, evaluations[i]) for i in (best, -1))
-    if now >= at_best:
-        return None
-    step = history[evaluations[best]]["step"]
-    return (
-        f"the held-out loss was best at step {step:g} ({losses[best]:.3f}) and is {losses[-1]:.3f} now, while the training loss fell "
-        f"from {at_best:.3f} to {now:.3f}"
+    most = "" if largest is None else f", {largest:.2g} at most"
+    since = f", at the start {before:.2g}" if before is not None and grew else ""
+    return Evidence(
+        f"the engine's log-probabilities are {gap:.2g} nats a token away from the trainer's{most}{since}", gap
     )
 
 
-def no_better_than_length(history: History) -> str | None:
+def chosen_falls(history: History) -> Evidence | None:
+    """DPO may widen the margin by making both completions unlikely (Pal et al. 2024, https://arxiv.org/abs/2402.13228)."""
+    chosen, margins = _last(history, "reward/chosen", 2 * WINDOW), _last(history, "margin")
+    if chosen is None or margins is None:
+        return None
+    before, now, margin = fmean(chosen[:WINDOW]), fmean(chosen[WINDOW:]), fmean(margins)
+    if now >= min(before, CHOSEN_LOST) or margin <= 0:
+        return None
+    return Evidence(
+        f"the chosen completions lose likelihood too: their reward is {now:.2f} in {_steps(history)}, after {before:.2f}, and falls, "
+        f"while the margin is {margin:.2f}", -now,
+    )  # fmt: skip
+
+
+def stuck_at_log_2(history: History) -> Evidence | None:
+    """log 2 is DPO's loss before anything is learnt."""
+    losses = _last(history, "loss", PATIENCE)
+    early = (history[-1].get("progress") or 0.0) < TOO_EARLY
+    if losses is None or early or "reward/chosen" not in history[-1]:
+        return None
+    if max(abs(loss - math.log(2)) for loss in losses) > AT_LOG_2:
+        return None
+    return Evidence(f"the loss has stayed at log 2 = 0.693 in {_steps(history, PATIENCE)}: nothing is learnt")
+
+
+def overfits(history: History) -> Evidence | None:
+    """The held-out loss has left its best by a tenth in two evaluations, and the training loss fell meanwhile."""
+    if history[-1].get("eval/loss") is None:
+        return None
+    evaluated = [(i, loss) for i, line in enumerate(history) if (loss := line.get("eval/loss")) is not None]
+    best, lowest = min(evaluated, key=lambda found: found[1])
+    since = [loss for i, loss in evaluated if i > best]
+    if len(since) < 2 or min(since[-2:]) < HELD_OUT_WORSE * lowest:
+        return None
+    at_best = _last(history[: best + 1], "loss", min(WINDOW, best + 1))
+    now = _last(history, "loss", min(WINDOW, len(history) - best - 1))
+    if at_best is None or now is None or fmean(now) >= fmean(at_best):
+        return None
+    return Evidence(
+        f"the held-out loss was best at step {history[best]['step']:g} ({lowest:.3f}) and is {since[-1]:.3f} at step "
+        f"{history[-1]['step']:g}, while the training loss fell from {fmean(at_best):.3f} to {fmean(now):.3f}", since[-1] / lowest,
+    )  # fmt: skip
+
+
+def no_better_than_length(history: History) -> Evidence | None:
     """At the end of a reward model's training: would counting tokens, or looking for the end, have done as well?"""
     line = history[-1]
     accuracy, longer, ends = (line.get(f"eval/{name}") for name in ("accuracy", "longer_wins", "ended_wins"))
-    if not line.get("last") or accuracy is None or longer is None or ends is None:
+    if line.get("progress") != 1.0 or accuracy is None or longer is None or ends is None:
         return None
     rules = {
         "the longer one": longer,
@@ -159,10 +224,12 @@ def no_better_than_length(history: History) -> str | None:
     rule = max(rules, key=rules.__getitem__)
     if accuracy > rules[rule]:
         return None
-    return f"the reward model is right in {_percent(accuracy)} of the held-out comparisons; to choose {rule} is right in {_percent(rules[rule])}"
+    return Evidence(
+        f"the reward model is right in {_percent(accuracy)} of the held-out comparisons; to choose {rule} is right in {_percent(rules[rule])}"
+    )
 
 
-Check = Callable[[History], str | None]
+Check = Callable[[History], Evidence | None]
 CHECKS: dict[str, tuple[Check, str]] = {
     "first_ratio": (first_ratio, "The numbers of sampling and training come from different functions; report it, or use model.batching: padded"),
     "negative_kl": (negative_kl, "The samples are not the policy's own: look for a logits processor, a changed model or an engine that is behind"),
@@ -180,21 +247,23 @@ CHECKS: dict[str, tuple[Check, str]] = {
 }  # fmt: skip
 
 
-def _values(history: History, name: str) -> list[float]:
-    return [value for line in history if (value := line.get(name)) is not None]
+def _last(history: History, name: str, count: int = WINDOW) -> list[float] | None:
+    """A metric in the last lines; None where it is not in all of them, or there are too few."""
+    values = [value for line in history[-count:] if (value := line.get(name)) is not None]
+    return values if len(values) == count else None
 
 
 def _change(history: History, name: str) -> tuple[float | None, float]:
     """Means at the start and now; None at the start where there are too few lines to tell."""
-    values = _values(history, name)
-    if len(values) < 2 * WINDOW:
+    start, now = _last(history[:WINDOW], name), _last(history, name)
+    if len(history) < 2 * WINDOW or start is None or now is None:
         return None, 0.0
-    return fmean(values[:WINDOW]), fmean(values[-WINDOW:])
+    return fmean(start), fmean(now)
 
 
-def _around(history: History, place: int) -> float:
-    """The mean training loss of the lines up to a place."""
-    return fmean(_values(history[max(0, place - WINDOW + 1) : place + 1], "loss"))
+def _steps(history: History, count: int = WINDOW) -> str:
+    """The steps of the last lines, as a reader finds them in the curves."""
+    return f"steps {history[-count]['step']:g} to {history[-1]['step']:g}"
 
 
 def _percent(share: float) -> str:

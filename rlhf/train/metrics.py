@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
 from rlhf.display.progress import ProgressBar
@@ -66,11 +67,9 @@ class MetricsLog:
             self._bar.say(f"warning: {finding}")
 
     def lines(self) -> list[dict[str, Any]]:
-        """What is on file, in the order of the steps; the same on every rank that sees the run's folder."""
-        self._accelerator.wait_for_everyone()
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        """What is on file, in the order of the steps; every rank has them from rank 0, so that all judge alike."""
+        found = [self.path.read_text(encoding="utf-8").splitlines() if self._main and self.path.exists() else []]
+        return [json.loads(line) for line in broadcast_object_list(found)[0]]
 
     def _keep_until(self, step: int) -> None:
         """A resumed run forgets the lines that the lost steps wrote; a fresh one, all that an earlier run wrote."""

@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
-from rlhf.errors import RlhfError
+from rlhf.errors import RecipeError, RlhfError
+from rlhf.recipe.loader import dump, load
 from rlhf.recipe.training import FindingName, TrainRecipe
+from rlhf.runs.start import run_recipe
 from rlhf.train import online
-from rlhf.train.doctor import KEPT, Doctor
 from rlhf.train.findings import CHECKS
 from rlhf.train.ppo import Ppo
 from rlhf.train.run import train
 from rlhf.train.setup import Setup
 from tests.train.conftest import metrics_of
 from tests.train.ppo_support import Folders, Recipes
+from tests.two_processes import in_two
 
 Ragged = Callable[..., TrainRecipe]
 FREE = {"kl_coef": 0.0, "rollout_batch_size": 8, "sampling": {"n": 4}, "num_ppo_epochs": 2}
@@ -192,8 +193,12 @@ def test_a_run_stops_where_the_recipe_says_so(
     """The finding is on file and in the terminal, the checkpoints stay, and without the name the run goes on from them."""
     settings: dict[str, Any] = {"training": steps(24, 1e-9, 4), "checkpoint": {"save_steps": 5}}
     recipe = recipe_of("dpo", model_folder("llama"), doctor={"halt": ["stuck_at_log_2"]}, **settings)
-    with pytest.raises(RlhfError, match=r"step 20: the loss has stayed at log 2 .*doctor.halt names stuck_at_log_2"):
-        train(recipe)
+    with pytest.raises(
+        RlhfError, match=r"step 20: the loss has stayed at log 2 .*doctor.halt names stuck_at_log_2"
+    ) as error:
+        run_recipe(recipe)  # type: ignore[arg-type]
+    status = json.loads((Path(recipe.output_dir) / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["error"]) == ("failed", 1, str(error.value))
     assert capsys.readouterr().err.count("warning: step 20: the loss has stayed") == 1
     assert metrics_of(recipe)[-1]["step"] == 20 and "stuck_at_log_2" in said(recipe)
     train(recipe_of("dpo", model_folder("llama"), **settings))
@@ -214,18 +219,28 @@ def test_a_resumed_run_says_what_the_unbroken_one_says(model_folder: Folders, re
         ]
 
 
-def test_an_unknown_finding_is_refused(model_folder: Folders, recipe_of: Recipes) -> None:
-    with pytest.raises(ValidationError, match="kl_blow_up"):
-        recipe_of("dpo", model_folder("llama"), doctor={"halt": ["kl_explosion"]})
+def test_two_processes_stop_together(model_folder: Folders, recipe_of: Recipes) -> None:
+    """Also where the finding was half made before the run was interrupted: both have the lines from rank 0."""
+    settings: dict[str, Any] = {"checkpoint": {"save_steps": 5}, "doctor": {"halt": ["stuck_at_log_2"]}}
+    part = recipe_of("dpo", model_folder("llama"), training=steps(15, 1e-9, 2), **settings)
+    whole = recipe_of("dpo", model_folder("llama"), training=steps(24, 1e-9, 2), **settings)
+    path = Path(f"{whole.output_dir}.yaml")
+    path.write_text(dump(part))  # type: ignore[arg-type]
+    in_two("rlhf", "train", str(path))
+    path.write_text(dump(whole))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="step 20: the loss has stayed at log 2"):
+        in_two("rlhf", "train", str(path))
+    status = json.loads((Path(whole.output_dir) / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 1) and "doctor.halt names" in status["error"]
+    assert [line["step"] for line in metrics_of(whole)] == list(range(1, 21))
+    assert (Path(whole.output_dir) / "checkpoints/step-000015/manifest.json").is_file()
 
 
-def test_a_long_run_forgets_its_middle() -> None:
-    """But neither its start, nor its evaluations, nor what was said."""
-    doctor = Doctor(10_000)
-    for step in range(1, 3001):
-        rate = 0.9 if step <= 5 else 0.1 if step > 2990 else 0.8
-        evaluated = {"eval/loss": 1.0} if step % 500 == 0 else {}
-        found = doctor.look(step, {"eos_rate": rate, "loss": 1.0} | evaluated)
-        assert [f.name for f in found] == (["ends_less"] if step == 2992 else []), step
-    assert len(doctor._history) <= 4 * KEPT
-    assert sum("eval/loss" in line for line in doctor._history) == 6
+def test_an_unknown_finding_is_refused(model_folder: Folders, recipe_of: Recipes, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(recipe_of("dpo", model_folder("llama"), doctor={"halt": ["kl_blow_up"]})))  # type: ignore[arg-type]
+    with pytest.raises(RecipeError) as error:
+        load(str(path), ["doctor.halt=[kl_blow_ups]"])
+    said = str(error.value)
+    assert "doctor.halt.0: expected one of" in said and "did you mean 'kl_blow_up'?" in said
+    assert all(name in said for name in CHECKS)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-Line = Mapping[
-    str, float | None
-]  # one line of metrics.jsonl; null where a value was not finite. `progress`: 1 at the last step
+# one line of metrics.jsonl; null where a value was not finite. `progress`: 1 at the last step
+Line = Mapping[str, float | None]
 History = Sequence[Line]  # the lines of training in order, this one last
 
 WINDOW = 5  # lines at the start, and lines at the end, that are compared: one line is noise
@@ -25,22 +24,16 @@ KL_NOTHING = 0.02  # nats: where nothing is learnt yet, the standard error is ne
 KL_FAR = 10.0  # nats a completion; adaptive_kl aims at 6 (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593)
 KL_FAR_A_TOKEN = 0.3  # nats: the reference gives each token a quarter less than the policy does
 GROWS = 1.1  # a tenth more than one window before
-ENDS_KEPT, ENDS_LOST = (
-    0.6,
-    0.2,
-)  # a share of what it was, and points: 20 of 100 samples are beyond the noise of a window
+ENDS_KEPT = 0.6  # of what it was
+ENDS_LOST = 0.2  # 20 of 100 samples are beyond the noise of a window
 LONGER = 1.3
 CORRELATED = 0.4  # of score and length: length alone then explains a sixth of the scores' variance
 SPREAD_KEPT = 0.1
 ALIKE = 0.9  # of the prompts
 ENTROPY_KEPT = 0.2
-ENGINE_GAP = (
-    0.1  # nats a token: rounding makes 0.00001 in float32 and up to 0.06 in nf4, another base 0.8 (docs/rollouts.md)
-)
-ENGINE_GROWS, ENGINE_GREW = (
-    3.0,
-    0.02,
-)  # times what it was, and nats at least: rounding does not grow, an old adapter's gap does
+ENGINE_GAP = 0.1  # nats a token: rounding makes 0.00001 in float32, up to 0.06 in nf4, another base 0.8 (docs/rollouts.md)
+ENGINE_GROWS = 3.0  # times what it was: rounding does not grow, an old adapter's gap does
+ENGINE_GREW = 0.02  # nats a token, at least
 CHOSEN_LOST = -1.0  # beta times nats: at beta 0.1 the chosen completion is 10 nats less likely than it was
 AT_LOG_2 = 0.005  # a margin of 0.01
 TOO_EARLY = 0.2  # of the run: before, the learning rate may still be rising

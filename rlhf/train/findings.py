@@ -31,7 +31,8 @@ CORRELATED = 0.4  # of score and length: length alone then explains a sixth of t
 SPREAD_KEPT = 0.1
 ALIKE = 0.9  # of the prompts
 ENTROPY_KEPT = 0.2
-ENGINE_GAP = 0.1  # nats a token: rounding makes 0.00001 in float32, up to 0.06 in nf4, another base 0.8 (docs/rollouts.md)
+# nats a token: rounding makes 0.00001 in float32, up to 0.06 in nf4, another base 0.8 (docs/rollouts.md)
+ENGINE_GAP = 0.1
 ENGINE_GROWS = 3.0  # times what it was: rounding does not grow, an old adapter's gap does
 ENGINE_GREW = 0.02  # nats a token, at least
 CHOSEN_LOST = -1.0  # beta times nats: at beta 0.1 the chosen completion is 10 nats less likely than it was

@@ -21,6 +21,7 @@ from rlhf.generation.scorers import load_scorers
 from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens.segments import Segment, collate
+from rlhf.train.ranks import Ranks
 from rlhf.train.run import train
 from tests.tiny import SENTENCES, tiny_tokenizer
 from tests.train.ppo_support import EOS, stage_of
@@ -119,4 +120,5 @@ def test_fewer_held_out_prompts_than_processes(recipe_of: Recipes, model_folder:
 
     real: Any = stage.accelerator
     stage.accelerator = SimpleNamespace(process_index=1, num_processes=2, device=real.device, reduce=with_another_rank)
+    stage.ranks = Ranks(stage.accelerator)
     assert stage.evaluate(stage.module)["score"] == 1.0

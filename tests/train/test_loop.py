@@ -121,7 +121,9 @@ def test_a_reward_that_misbehaves_is_named(name: str, message: str, recipe_of: R
 
 def test_a_reward_that_raises_is_named(recipe_of: Recipes, model_folder: Folders) -> None:
     ppo = {"rewards": [{"callable": "tests.train.rewards:nothing"}]}
-    with pytest.raises(RlhfError, match=r"rewards:nothing must return one number for each completion, or None: 'NoneType'"):
+    with pytest.raises(
+        RlhfError, match=r"rewards:nothing must return one number for each completion, or None: 'NoneType'"
+    ):
         train(recipe_of("ppo", model_folder("llama"), ppo=ppo))
 
 

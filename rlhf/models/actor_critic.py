@@ -42,14 +42,19 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.value_model = value_model
 
-    def forward(self, batch: SegmentBatch, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and values of the scored tokens, [N] each."""
+    def forward(
+        self, batch: SegmentBatch, *, temperature: float, values: bool = True
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Log-probabilities and values of the scored tokens, [N] each; with `values=False` the log-probabilities alone."""
+        if not values:
+            logprobs: Tensor = self.policy(batch, temperature=temperature)
+            return logprobs
         if not isinstance(self.value_model, ValueHead):
             return self.policy(batch, temperature=temperature), self.value_model(batch, per_token=True)
-        logprobs, states = self.policy.with_states(batch, temperature=temperature)
+        scored, states = self.policy.with_states(batch, temperature=temperature)
         if states is None:
             raise RecipeError(
                 f"ppo.value: shared needs the hidden states under the output head, and {type(self.policy.transformer).__name__} does "
                 "not say which module that is; leave the key out"
             )
-        return logprobs, self.value_model(states)
+        return scored, self.value_model(states)

@@ -75,8 +75,8 @@ def _opening(lineage: Lineage, name: str, what: str) -> list[str]:
 def _data(report: dict[str, Any]) -> list[str]:
     return [
         f"- {part}: `{source['path']}` ({source['format']}), {source['rows_out']:,} of {source['rows_in']:,} rows usable"
-        for part in ("train", "eval")
-        for source in report[part]["sources"]
+        for part, of_part in report.items()
+        for source in of_part["sources"]
     ] or ["- none"]
 
 

@@ -13,12 +13,15 @@ from rlhf.recipe.online_sections import (
     GrpoSection,
     OnlineDpoSection,
     OnlineSection,
+    PolicyGradientSection,
     PpoSection,
+    PtxSection,
     ReinforcePpSection,
     RlooSection,
 )
 from rlhf.recipe.rollouts import problem_with_quantization
 from rlhf.recipe.scorers import ScorerSection
+from rlhf.recipe.sections import SourceSection
 from rlhf.recipe.training import TrainRecipe
 
 
@@ -36,6 +39,15 @@ class OnlineRecipe(TrainRecipe):
     @property
     def scorers(self) -> list[ScorerSection]:
         return self.online.rewards
+
+    @property
+    def ptx(self) -> PtxSection | None:
+        """The section of the rows that are trained on beside the samples."""
+        return self.online.ptx if isinstance(self.online, PolicyGradientSection) else None
+
+    @property
+    def given(self) -> list[SourceSection]:
+        return [] if self.ptx is None else self.ptx.train
 
     @property
     def longest_prompt(self) -> int:
@@ -69,6 +81,8 @@ class OnlineRecipe(TrainRecipe):
             each = f" on each of {processes} processes" if processes > 1 else ""
             reason = f"{minibatches} minibatches of only {microbatches} microbatches{each}"
             return f"{self.method}.num_mini_batches", f"{reason}; lower training.per_device_train_batch_size"
+        if self.ptx is not None and self.ptx.rows % processes:
+            return f"{self.method}.ptx.rows", f"{self.ptx.rows} rows cannot be shared evenly by {processes} processes"
         return None
 
     @model_validator(mode="after")

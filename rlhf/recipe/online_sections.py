@@ -19,6 +19,7 @@ from rlhf.recipe.sections import (
     PositiveInt,
     SamplingSection,
     Section,
+    Sources,
 )
 
 
@@ -86,11 +87,30 @@ class OnlineSection(Section):
         return self
 
 
+class PtxSection(Section):
+    """PPO-ptx (Ouyang et al. 2022): each optimizer step adds `coef` times the loss of the next `rows` rows of `train`, over all
+    processes, so that the policy keeps what it knew. They are read as the recipe's prompts are: `data.template`, `max_length` and
+    `on_overflow`. `loss_on: all` also trains the prompt's tokens.
+    """
+
+    train: Sources = Field(min_length=1)
+    rows: PositiveInt = 32
+    coef: PositiveFloat = 1.0
+    loss_on: Literal["completion", "all"] = "completion"
+
+    def microbatches(self, most: int, processes: int) -> tuple[int, int]:
+        """The rows of a microbatch, at most `most`, and how many microbatches of an optimizer step each process has."""
+        share = self.rows // processes
+        size = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+        return size, share // size
+
+
 class PolicyGradientSection(OnlineSection):
     """What the methods with a policy gradient share. The KL to the reference is a part of the reward of each token (`kl_in: reward`)
     or of the loss (`loss`), by one of Schulman's estimators: k1 is unbiased, k2 and k3 are never negative. `cliprange_high` is the
     upper clip range, `cliprange` if it is left out. With `target_kl`, an iteration makes no further update once its policy is that
-    far from the one that sampled (nats a token). `entropy_coef` pays each token -log pi, which is the entropy on average.
+    far from the one that sampled (nats a token). `entropy_coef` pays each token -log pi, which is the entropy on average. `ptx` adds the
+    loss of given rows.
     """
 
     kl_coef: NonNegativeFloat = 0.05
@@ -101,6 +121,7 @@ class PolicyGradientSection(OnlineSection):
     cliprange_high: PositiveFloat | None = None
     target_kl: PositiveFloat | None = None
     entropy_coef: NonNegativeFloat = 0.0
+    ptx: PtxSection | None = None
 
     @model_validator(mode="after")
     def _the_estimator_has_a_gradient(self) -> PolicyGradientSection:

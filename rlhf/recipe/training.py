@@ -19,6 +19,7 @@ from rlhf.recipe.sections import (
     QuantizationSection,
     Recipe,
     Section,
+    SourceSection,
     TrainingSection,
 )
 
@@ -81,6 +82,11 @@ class TrainRecipe(Recipe):
     def trains_prompt(self) -> bool:
         """Whether the prompt's tokens are trained too."""
         return False
+
+    @property
+    def given(self) -> Sequence[SourceSection]:
+        """Demonstrations that a method which samples its completions also trains on."""
+        return ()
 
     @property
     def longest_prompt(self) -> int | None:

@@ -60,8 +60,10 @@ def tokenize(
     which: Literal["train", "eval"] = "train",
     *,
     seed: int,
+    name: str | None = None,
 ) -> TokenizedRows:
-    """The rows of `data.train` or `data.eval` as segments. An eval section without sources gives none.
+    """The rows of `data.train` or `data.eval` as segments. An eval section without sources gives none. `name` is what messages call
+    the rows, if they stand under another key.
 
     `kinds` are the kinds of row that the stage trains on; `data.rows.trained_as` says what it makes of the other kinds, and the report
     says when that happened. In the report, `rows_in + repeated = rows_out + sum(dropped)`. Raises DataError for rows of another kind,
@@ -76,7 +78,7 @@ def tokenize(
 
     def make(folder: Path) -> None:
         work = _CountedStream(sources, Renderer(tokenizer, data.template), seed, kinds)
-        fit = _Fit(data.max_length, data.on_overflow, f"data.{which}")
+        fit = _Fit(data.max_length, data.on_overflow, name or f"data.{which}")
         writer = TokenWriter(folder)
         for chunk in work.chunks(kinds):
             writer.add(*fit(*work.segments(chunk), work.dropped))

@@ -63,6 +63,14 @@ def training_rows(
     return prompts(sources, tokenizer, data.template, recipe.longest_prompt, overflow, seed=recipe.seed, keep=keep)
 
 
+def given_rows(recipe: TrainRecipe, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    """The demonstrations that a method which samples its completions also trains on. Raises as `training_rows` does."""
+    if not recipe.given:
+        return TokenizedRows()
+    data = recipe.data.model_copy(update={"train": list(recipe.given)})
+    return tokenize(data, tokenizer, {"demonstration"}, seed=recipe.seed, name=f"{recipe.method}.ptx.train")
+
+
 def sampling_prompts(recipe: GenerateRecipe | EvalRecipe, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """The prompts that a recipe samples completions of, with the columns that its scorers read. Raises as `prompts` does."""
     keep = columns_of(recipe.scorers, imported_arguments)

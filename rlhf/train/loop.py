@@ -165,6 +165,7 @@ def _train_step(
         measured |= update.metrics
         live = [m for m in microbatches if not m.idle]
         count = _sum_over_ranks(float(sum(stage.count(m.batch) for m in live)), accelerator).clamp(min=1)
+        names = {"grad_norm"}
         for i, microbatch in enumerate(microbatches):
             sync = accelerator.no_sync(module) if i + 1 < len(microbatches) else nullcontext()
             with sync:
@@ -174,14 +175,15 @@ def _train_step(
             for name, value in output.metrics.items():
                 sums[name] += torch.zeros_like(value) if microbatch.idle else value
             sums["tokens"] += microbatch.tokens
-        made.update({"grad_norm"}.union(output.metrics))
+            names.update(output.metrics)
+        made.update(names)
         sums["grad_norm"] += _clip(module, max_grad_norm, accelerator) / accelerator.num_processes
         _guard_finite(sums, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    names = sorted(sums)
-    totals = accelerator.reduce(torch.stack([sums[name].float() for name in names]), "sum").tolist()
-    means = {name: total / made.get(name, 1) for name, total in zip(names, totals, strict=True)}
+    measures = sorted(sums)
+    totals = accelerator.reduce(torch.stack([sums[name].float() for name in measures]), "sum").tolist()
+    means = {name: total / made.get(name, 1) for name, total in zip(measures, totals, strict=True)}
     return means | measured
 
 

@@ -82,7 +82,7 @@ class Online(ABC, Generic[E]):
     @abstractmethod
     def forward_loss(self, module: nn.Module, batch: E, count: Tensor) -> LossOutput: ...
 
-    def updates(self, step: int) -> Iterator[Update[E]]:
+    def updates(self, step: int) -> Iterator[Update[Any]]:
         """One iteration: rollouts first, then each optimizer step's microbatches."""
         prompts = self._prompts_of(step)
         # 1 sample

@@ -1,6 +1,6 @@
 """What the methods with a policy gradient share: the clipped loss, the KL penalty, and when an iteration has moved enough.
 
-5 update    for each epoch, each minibatch: the clipped policy loss, and what the method adds, until target_kl
+5 update    for each epoch, each minibatch: the clipped policy loss, and what the method adds, until target_kl; PPO-ptx
 6 control   kl_coef follows the measured KL, where it is adaptive
 """
 
@@ -27,8 +27,9 @@ from rlhf.losses import (
 from rlhf.losses.output import share_of_mean
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.online_sections import PolicyGradientSection
-from rlhf.train.loop import Update
+from rlhf.train.loop import Microbatch, Update
 from rlhf.train.online import Online
+from rlhf.train.ptx import GivenRows, Ptx
 from rlhf.train.rollout import Experience, Rollout
 from rlhf.train.setup import Setup
 
@@ -43,26 +44,40 @@ class PolicyGradient(Online[Experience]):
         self.kl = self._controller()
         self.first = True  # whether the update that is being made is the iteration's first
         self.moved = torch.zeros((), device=self.accelerator.device)  # its policy/approx_kl
+        self.ptx = None if self.section.ptx is None else Ptx(self.section.ptx, recipe, setup, self.ranks)
 
-    def updates(self, step: int) -> Iterator[Update[Experience]]:
+    def updates(self, step: int) -> Iterator[Update[Experience | GivenRows]]:
         kl = 0.0
+        each = self.section.num_ppo_epochs * self.section.num_mini_batches
         for update in super().updates(step):
             self.first, kl = update.metrics["updates"] == 1, update.metrics["kl"]
             self.moved = torch.zeros_like(self.moved)
-            yield update
+            given: Sequence[Microbatch[Any]] = self.given(step * each + int(update.metrics["updates"]) - 1)
+            # first, because the last microbatch must reach every parameter: several processes share their gradients there
+            yield Update([*given, *update.microbatches], update.metrics)
             if self._moved_enough():
                 break
         # 6 control
         self.kl.update(kl, self.section.rollout_batch_size * self.section.sampling.n)
 
+    def given(self, update: int) -> list[Microbatch[GivenRows]]:
+        """The rows of `ptx` that this optimizer step trains on beside its samples, numbered from the start of the run."""
+        return [] if self.ptx is None else self.ptx.microbatches(update)
+
     def own_metrics(self, experiences: Sequence[Experience]) -> dict[str, float]:
         penalised = torch.cat([r.scores - self.kl.value * r.batch.sum_rows(r.kl) for r in experiences])
         return {"kl_coef": self.kl.value, "objective": self.ranks.mean(penalised)}
 
-    def count(self, batch: Experience) -> float:
-        return batch.batch.num_targets
+    def count(self, batch: Experience | GivenRows) -> float:
+        return 0.0 if isinstance(batch, GivenRows) else batch.batch.num_targets
 
-    def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
+    def forward_loss(self, module: nn.Module, batch: Experience | GivenRows, count: Tensor) -> LossOutput:
+        if isinstance(batch, GivenRows):
+            assert self.ptx is not None
+            return self.ptx.loss(module, self.module, batch)
+        return self.loss_of_samples(module, batch, count)
+
+    def loss_of_samples(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
         """The policy's loss. A method with more to train adds to it."""
         return self.policy_part(module(batch.batch, temperature=self.section.sampling.temperature), batch, count)
 

@@ -25,8 +25,9 @@ from rlhf.models.policy import Policy
 from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.online import PpoRecipe
 from rlhf.recipe.online_sections import PpoSection
-from rlhf.train.loop import Update
+from rlhf.train.loop import Microbatch, Update
 from rlhf.train.policy_gradient import PolicyGradient
+from rlhf.train.ptx import GivenRows
 from rlhf.train.rollout import Experience, Rollout, whiten_all
 from rlhf.train.setup import Setup
 
@@ -72,11 +73,14 @@ class Ppo(PolicyGradient):
         advantages, returns = gae(*rows, gamma=self.section.gamma, lam=lam)
         return advantages[batch.mask], returns[batch.mask]
 
-    def updates(self, step: int) -> Iterator[Update[Experience]]:
+    def updates(self, step: int) -> Iterator[Update[Experience | GivenRows]]:
         self.warms_up = step < self.section.value_warmup_steps
         yield from super().updates(step)
 
-    def forward_loss(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
+    def given(self, update: int) -> list[Microbatch[GivenRows]]:
+        return [] if self.warms_up else super().given(update)
+
+    def loss_of_samples(self, module: nn.Module, batch: Experience, count: Tensor) -> LossOutput:
         logprobs, values = module(batch.batch, temperature=self.section.sampling.temperature)
         policy = self.policy_part(logprobs, batch, count)
         value = value_loss(

@@ -15,6 +15,12 @@ class Ranks:
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
 
+    @property
+    def count(self) -> int:
+        """How many processes there are."""
+        count: int = self._accelerator.num_processes
+        return count
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor of each rank."""
         total: Tensor = self._accelerator.reduce(values.to(self._accelerator.device), "sum")

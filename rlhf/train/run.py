@@ -34,7 +34,7 @@ from rlhf.runs.launch import refuse_rival_processes
 from rlhf.runs.manifest import atomic_folder, write_atomically
 from rlhf.runs.start import imported
 from rlhf.tokens.dataset import TokenizedRows
-from rlhf.tokens.recipe_rows import probe_rows, training_rows, with_template
+from rlhf.tokens.recipe_rows import given_rows, probe_rows, training_rows, with_template
 from rlhf.tokens.segments import Segment
 from rlhf.tokens.tokenizer import find_model, load_tokenizer
 from rlhf.train.checkpoint import Checkpoints
@@ -65,14 +65,15 @@ def train(recipe: TrainRecipe) -> dict[str, Any]:
         accelerator.print(warning)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
-    report = {"train": rows.report, "eval": held_out.report}
+    given = given_rows(recipe, tokenizer)
+    report = {"train": rows.report, "eval": held_out.report} | ({"ptx": given.report} if recipe.given else {})
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "data.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    setup = Setup(recipe, accelerator, tokenizer, rows.items, held_out.items)
+    setup = Setup(recipe, accelerator, tokenizer, rows.items, held_out.items, given.items)
     stage: Stage[Any] = imported(recipe.stage)(recipe, setup)
     seed_rank(recipe.seed, accelerator.process_index)  # last: what is drawn at the start is the same on every rank
-    identity = run_identity(recipe, rows.fingerprint)
+    identity = run_identity(recipe, rows.fingerprint, given.fingerprint)
     lineage = _lineage(recipe, identity, stage.total_steps, accelerator.num_processes)
     checkpoints = Checkpoints(folder / "checkpoints", identity, recipe.checkpoint.save_total_limit)
     accelerator.init_trackers("rlhf")
@@ -133,7 +134,7 @@ def seed_rank(seed: int, rank: int) -> None:
         set_seed(int(np.random.SeedSequence([seed, rank]).generate_state(1)[0]))
 
 
-def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
+def run_identity(recipe: TrainRecipe, rows: str, given: str = "") -> dict[str, Any]:
     """What may not change under a resumed run: how many steps it makes, where it writes and what it logs may."""
     content = recipe.model_dump(mode="json", exclude={"output_dir", "checkpoint", "logging", "doctor"})
     for key in MAY_CHANGE:
@@ -147,6 +148,7 @@ def run_identity(recipe: TrainRecipe, rows: str) -> dict[str, Any]:
     return {
         "recipe": content,
         "rows": rows,
+        **({"given": given} if given else {}),
         "models": {key: of_model(resolve(name)) for key, name in models.items()},
         "callables": {key: of_callable(name) for key, name in recipe.callables().items()},
     }

@@ -23,6 +23,7 @@ from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.sections import Precision
 from rlhf.recipe.training import TrainRecipe
+from rlhf.tokens.segments import Segment
 from rlhf.tokens.tokenizer import find_model
 from rlhf.train.rollout_engine import open_engine
 
@@ -36,6 +37,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     train: Sequence[Any]
     held_out: Sequence[Any]
+    given: Sequence[Segment] = ()  # rows that a method which samples also trains on
     opened: ExitStack = field(default_factory=ExitStack)  # closes what the stage has opened, in `train`
 
     def policy(self) -> Policy:

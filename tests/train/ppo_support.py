@@ -13,7 +13,7 @@ from rlhf.generation.engine import Completion
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.training import TrainRecipe
 from rlhf.runs.start import imported
-from rlhf.tokens.recipe_rows import training_rows
+from rlhf.tokens.recipe_rows import given_rows, training_rows
 from rlhf.tokens.tokenizer import load_tokenizer
 from rlhf.train.ppo import Ppo
 from rlhf.train.rollout import Experience
@@ -50,8 +50,9 @@ def stage_of(recipe: TrainRecipe) -> Any:
     torch.manual_seed(recipe.seed)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     rows, held_out = (training_rows(recipe, tokenizer, which) for which in ("train", "eval"))
+    given = given_rows(recipe, tokenizer)
     stage = imported(recipe.stage)(
-        recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.items, held_out.items)
+        recipe, Setup(recipe, make_accelerator(recipe), tokenizer, rows.items, held_out.items, given.items)
     )
     stage.engine = Recorder(stage.engine)
     stage.module.train()

@@ -144,6 +144,10 @@ def check(loaded: Loaded, made: Collection[str] = ()) -> Findings:
                 if not will_be_made(source.path, made):
                     reason = first_rows.problem_with_kind(recipe, source, columns_asked(parts))
                     found.problem(("data", name, number, "path"), reason)
+        for number, source in enumerate(recipe.given):
+            if not will_be_made(source.path, made):
+                reason = first_rows.problem_with_kind(recipe, source, kinds=frozenset({"demonstration"}))
+                found.problem((recipe.method, "ptx", "train", number, "path"), reason)
         reason = first_rows.problem_with_template(recipe.data.template, recipe.model.name_or_path)
         found.problem(("data", "template", "kind"), reason)
     judge = recipe.reward_model if isinstance(recipe, EvalRecipe) else None

@@ -97,19 +97,22 @@ def problem_with_columns(source: SourceSection, keep: Columns) -> str | None:
     return keep.problem_with(columns_in(rows, source), source.path) if rows else None
 
 
-def problem_with_kind(recipe: TrainRecipe, source: SourceSection, keep: Columns = NONE) -> str | None:
-    """Why the method cannot train on the source's rows, or None."""
+def problem_with_kind(
+    recipe: TrainRecipe, source: SourceSection, keep: Columns = NONE, *, kinds: frozenset[str] | None = None
+) -> str | None:
+    """Why the method cannot train on the source's rows, or None. `kinds` are the method's own if they are left out."""
+    kinds = kinds or recipe.row_kinds
     try:
-        kind, messages = first_kind(source, recipe.row_kinds, keep)
+        kind, messages = first_kind(source, kinds, keep)
     except (DataError, RecipeError):
         return None  # said for the source itself
-    taken = recipe.row_kinds
+    taken = kinds
     if "prompt" in taken:  # prompts can be had from any row
         taken = taken | {kind or ""}
     if taken == {"demonstration"}:
         taken = taken | {"preference", "unpaired"}
     if kind is not None and kind not in taken:
-        wanted = " or ".join(sorted(recipe.row_kinds))
+        wanted = " or ".join(sorted(kinds))
         return f"these are {kind} rows, and method: {recipe.method} trains on {wanted} rows (see format: and columns:)"
     if messages and recipe.data.template.kind == "plain":
         return "the rows are messages, which need a chat template; set data.template.kind: chat"

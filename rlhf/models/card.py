@@ -69,7 +69,16 @@ def _opening(lineage: Lineage, name: str, what: str) -> list[str]:
         f"{lineage.rlhf} for {steps} step{'' if steps == 1 else 's'} in {processes} "
         f"process{'' if processes == 1 else 'es'}; {what}.",
         "",
+        *_roles(lineage),
     ]
+
+
+def _roles(lineage: Lineage) -> list[str]:
+    """What the run asked beside the model that it trained: reward models, references, functions, servers."""
+    if not lineage.roles:
+        return []
+    named = [f"- `{key}`: `{hub_name(role['name'])}`" for key, role in lineage.roles.items()]
+    return ["Beside it the run asked:", "", *named, ""]
 
 
 def _data(report: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ before, so that no later stage can put the adapters on anything else without bei
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +41,9 @@ class Base:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What one `final/` was made of and by. `parents`: the stages before it, the oldest first."""
+    """What one `final/` was made of and by. `parents`: the stages before it, the oldest first. `roles`: what else the run asked, by the
+    recipe's key: reward models, a reference, functions and servers, each with its name, and its content where that can be known.
+    """
 
     method: str
     base: Base
@@ -51,6 +53,7 @@ class Lineage:
     steps: int
     processes: int
     rlhf: str
+    roles: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         (folder / NAME).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

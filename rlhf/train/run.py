@@ -173,4 +173,16 @@ def _lineage(recipe: TrainRecipe, identity: dict[str, Any], steps: int, processe
         steps=steps,
         processes=processes,
         rlhf=__version__,
+        roles=_roles(recipe, identity),
+    )
+
+
+def _roles(recipe: TrainRecipe, identity: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """What the run asked beside the model that it trained; the content of a server is not known."""
+    models, functions = recipe.other_models(), recipe.callables()
+    servers = {f"{recipe.method}.rewards.{i}.url": s.url for i, s in enumerate(recipe.scorers) if s.url is not None}
+    return (
+        {key: {"name": name, "identity": identity["models"][key]} for key, name in models.items()}
+        | {key: {"name": name, "identity": identity["callables"][key]} for key, name in functions.items()}
+        | {key: {"name": name} for key, name in servers.items()}
     )

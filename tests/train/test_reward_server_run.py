@@ -11,6 +11,7 @@ import pytest
 
 from rlhf.errors import CheckpointError, RlhfError
 from rlhf.recipe.training import TrainRecipe
+from rlhf.runs.identity import of_callable, of_model
 from rlhf.train.run import train
 from tests.generation.test_reward_server import Rewards, lengths
 from tests.http_server import Server, running
@@ -54,6 +55,26 @@ def test_a_run_that_lost_its_server_goes_on_as_if_it_had_not(run: Callable[..., 
     kept = ("score", "score/there", "loss", "kl", "grad_norm")
     ours, theirs = ([{k: x[k] for k in kept} for x in metrics_of(r)] for r in (whole, run(3)))
     assert ours == theirs
+
+
+def test_the_lineage_names_all_that_the_run_asked(
+    ragged: Callable[..., TrainRecipe], server: Any, reward_model: Callable[[], str]
+) -> None:
+    """Each reward under its key, with its content where that can be known; the card says the same."""
+    model, function, address = reward_model(), "tests.train.rewards:count_letters", f"{server.address}/score"
+    rewards = [{"model": model}, {"callable": function}, {"url": address, "max_retries": 0}]
+    recipe = ragged(ppo={"rewards": rewards}, training={"max_steps": 1})
+    train(recipe)
+    folder = Path(recipe.output_dir) / "final"
+    assert json.loads((folder / "lineage.json").read_text())["roles"] == {
+        "ppo.rewards.0.model": {"name": model, "identity": of_model(model)},
+        "ppo.rewards.1.callable": {"name": function, "identity": of_callable(function)},
+        "ppo.rewards.2.url": {"name": address},
+    }
+    card = (folder / "README.md").read_text()
+    assert all(
+        f"- `{key}`: `{name}`" in card for key, name in [("ppo.rewards.0.model", model), ("ppo.rewards.2.url", address)]
+    )
 
 
 def test_another_server_is_another_run(run: Callable[..., TrainRecipe], server: Any) -> None:

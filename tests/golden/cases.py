@@ -1,6 +1,7 @@
 """Ten training steps of every stage, as numbers: the losses, the gradient norms, and a hash of the trained weights.
 
-`python -m tests.golden.cases` records them into `golden.json`. `test_golden.py` runs the same cases again and compares.
+`python -m tests.golden.cases` records them into `golden.json`; with `--missing`, those that are not there yet, each with the environment
+that it was recorded in. `test_golden.py` runs the same cases again and compares.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 FILE = Path(__file__).with_name("golden.json")
 STEPS = 10
 METHODS = ("sft", "reward", "dpo", "ppo")
+CRITIC_FREE = ("rloo", "grpo", "reinforce_pp", "online_dpo")
 WEIGHTS = ("full", "lora", "nf4")
 BATCHING = ("segments", "padded")
 MODELS = ("llama", "gpt2")
@@ -40,6 +42,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.method}-{self.weights}-{self.batching}-{self.model}"
 
+    @property
+    def online(self) -> bool:
+        """Whether it samples its own completions."""
+        return self.method in ("ppo", *CRITIC_FREE)
+
     def recipe(self, model_folder: str, rows: str, output_dir: str) -> dict[str, Any]:
         """The run as a recipe. The learning rate is high, so that ten steps move every weight."""
         content: dict[str, Any] = {
@@ -57,10 +64,10 @@ class Case:
             },
             "checkpoint": {"save_steps": STEPS},
         }
-        if self.method != "ppo":
+        if not self.online:
             content["training"]["gradient_accumulation_steps"] = 2
         else:
-            content["ppo"] = {
+            content[self.method] = {
                 "rollout_batch_size": 4,
                 "num_ppo_epochs": 2,
                 "sampling": {"max_new_tokens": 5, "n": 2},
@@ -74,12 +81,15 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every combination."""
+    """Every combination of the first four methods; of those without a value model two each."""
     for method in METHODS:
         for weights in WEIGHTS:
             for batching in BATCHING:
                 for model in MODELS:
                     yield Case(method, weights, batching, model)
+    for method in CRITIC_FREE:
+        yield Case(method, "full", "segments", "llama")
+        yield Case(method, "lora", "padded", "gpt2")
 
 
 def run(case: Case, model_folder: str, rows: str, output_dir: Path) -> dict[str, Any]:
@@ -119,20 +129,26 @@ def environment() -> dict[str, str]:
     return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"} | processor | {p: version(p) for p in packages}
 
 
-def record() -> None:
-    """Run all cases on the code as it is, and write `golden.json`."""
+def record(*, missing: bool) -> None:
+    """Run the cases on the code as it is, and write `golden.json`."""
     from tests.golden.support import make_model, make_rows
 
-    numbers = {}
+    content: dict[str, Any] = {"environment": environment(), "cases": {}}
+    if missing:
+        content = json.loads(FILE.read_text())
+    own = {} if content["environment"] == environment() else {"environment": environment()}
+    numbers = content["cases"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {model: make_model(model, folder / model) for model in MODELS}
         rows = make_rows(folder)
         for case in cases():
-            numbers[str(case)] = run(case, models[case.model], rows[case.method], folder / str(case) / "run")
-            print(case, numbers[str(case)]["loss"][-1])
-    FILE.write_text(json.dumps({"environment": environment(), "cases": numbers}, indent=1) + "\n")
+            if str(case) not in numbers:
+                found = run(case, models[case.model], rows[case.method], folder / str(case) / "run")
+                numbers[str(case)] = found | own
+                print(case, found["loss"][-1])
+    FILE.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    record()
+    record(missing="--missing" in sys.argv)

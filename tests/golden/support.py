@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from tests.golden.cases import CRITIC_FREE
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import REVIEWS, config_of
 
@@ -28,10 +29,11 @@ def make_rows(folder: Path) -> dict[str, str]:
     demonstrations = [{"prompt": p, "completion": c} for p, c, _ in REVIEWS]
     pairs = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in REVIEWS]
     prompts = [{"prompt": p} for p, _, _ in REVIEWS]
-    return {
+    rows = {
         method: _write(folder / f"{method}.jsonl", rows)
         for method, rows in (("sft", demonstrations), ("reward", pairs), ("dpo", pairs), ("ppo", prompts))
     }
+    return rows | dict.fromkeys(CRITIC_FREE, rows["ppo"])
 
 
 def recipe_file(content: dict[str, Any], folder: Path) -> str:

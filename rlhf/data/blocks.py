@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlhf.data.parquet_rows import schema_of, shape_of
+from rlhf.data.parquet_rows import extra_of, schema_of, shape_of
 from rlhf.data.rows import Located, chunks, flat, kind_of
 from rlhf.errors import DataError
 
@@ -63,7 +63,18 @@ def to_rows(block: pa.Table) -> Iterator[Located]:
     for row in block.to_pylist():
         file, number, unit = (row.pop(name) for name in ORIGIN)
         group = row.pop("group", None)
-        yield Located(file, number, {k: v for k, v in row.items() if v is not None}, unit, group)
+        yield Located(file, number, _without_nulls(row), unit, group)
+
+
+def _without_nulls(value: Any) -> Any:
+    """A row, or a message, without its null fields."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return (
+        [_without_nulls(v) for v in value]
+        if isinstance(value, list) and value and isinstance(value[0], dict | list)
+        else value
+    )
 
 
 def _mixed(file: str, first: tuple[str, str], other: tuple[str, str]) -> str:
@@ -81,6 +92,7 @@ class Spill:
         self.path = path
         self.rows = 0
         self.used: set[str] = set()  # columns in which any row has a value
+        self.extra: set[str] = set()  # fields of messages that any message has, beside role and content
         self.first: tuple[str, tuple[str, str]] | None = None  # (file, (kind, form)) of the first row
         self._sink: Any = None
         self._writer: Any = None
@@ -102,6 +114,7 @@ class Spill:
             raise DataError(file, _mixed(self.first[0], self.first[1], shape), row=row)
         self._writer.write_table(block.select(self._schema.names).combine_chunks())
         self.rows += block.num_rows
+        self.extra |= extra_of(block)
         for name in self._schema.names:
             if name not in self.used and block.column(name).null_count < block.num_rows:
                 self.used.add(name)

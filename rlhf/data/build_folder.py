@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlhf.data.blocks import Rows
-from rlhf.data.parquet_rows import OPTIONAL, ROW_GROUP
+from rlhf.data.parquet_rows import OPTIONAL, ROW_GROUP, without_extra
 from rlhf.data.sources import files_of, is_on_hub
 from rlhf.errors import RecipeError
 from rlhf.recipe.schema import DataRecipe
@@ -109,6 +109,7 @@ def write_side(folder: Path, rows: Rows) -> None:
     writer: Any = None
     files = written = 0
     for group in _row_groups(rows, names):
+        group = without_extra(group, rows.spill.extra)
         if writer is None or written >= FILE_ROWS:
             if writer is not None:
                 writer.close()

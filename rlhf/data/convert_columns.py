@@ -44,8 +44,9 @@ PLANS: Mapping[Format, Mapping[str, Around]] = {
 }
 # Columns that give a row another reading, or a value to check: with one of these the rows go one by one.
 _OTHERWISE = {
-    "preference": ("margin", "messages", "chosen_ended", "rejected_ended"),
-    "demonstration": ("messages", "label", "ended"),
+    "preference": ("margin", "messages", "chosen_ended", "rejected_ended", "tools"),
+    "demonstration": ("messages", "label", "ended", "tools"),
+    "prompt": ("tools",),
 }
 
 

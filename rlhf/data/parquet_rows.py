@@ -7,7 +7,7 @@ whatever else writes rows for a later stage.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ ROW_GROUP = 10_000
 OPTIONAL = (
     "margin", "ranking", "scores", "models", "rationales", "ended", "chosen_ended", "rejected_ended", "group",
 )  # fmt: skip
+# Fields of messages that a file leaves out if no message has them.
+EXTRA = ("tool_calls", "tool_call_id", "name", "reasoning_content", "train", "tools")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -32,7 +34,47 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     schema = schema_of(rows[0])
     there = {name for row in rows for name in row}
     schema = pa.schema([f for f in schema if f.name in there or f.name not in OPTIONAL])
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, row_group_size=ROW_GROUP)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
+    pq.write_table(without_extra(table, extra_of(table)), path, row_group_size=ROW_GROUP)
+
+
+def extra_of(table: pa.Table) -> set[str]:
+    """The names in `EXTRA` that any message of a table has."""
+    return {
+        name
+        for column in table.columns
+        for messages in _messages_in(column)
+        for name in EXTRA
+        if messages.type.get_field_index(name) >= 0 and messages.field(name).null_count < len(messages)
+    }
+
+
+def without_extra(table: pa.Table, keep: Collection[str]) -> pa.Table:
+    """The table whose messages have only those names of `EXTRA`."""
+    for i, field in enumerate(table.schema):
+        if (narrow := _narrowed(field.type, keep)) != field.type:
+            table = table.set_column(i, field.name, table.column(i).cast(narrow))
+    return table
+
+
+def _messages_in(column: pa.ChunkedArray) -> Iterator[pa.StructArray]:
+    import pyarrow as pa
+
+    for array in column.chunks:
+        while pa.types.is_list(array.type):
+            array = array.flatten()
+        if pa.types.is_struct(array.type):
+            yield array
+
+
+def _narrowed(kind: pa.DataType, keep: Collection[str]) -> pa.DataType:
+    import pyarrow as pa
+
+    if pa.types.is_list(kind):
+        return pa.list_(_narrowed(kind.value_type, keep))
+    if pa.types.is_struct(kind):
+        return pa.struct([f for f in kind if f.name not in EXTRA or f.name in keep])
+    return kind
 
 
 def shape_of(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -46,7 +88,8 @@ def schema_of(row: Mapping[str, Any]) -> pa.Schema:
 
     text = pa.string()
     if not isinstance(row["prompt"], str):
-        text = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+        extra = [(name, pa.bool_() if name == "train" else pa.string()) for name in EXTRA]
+        text = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), *extra]))
     columns: dict[str, Any] = {
         "demonstration": {"completion": text, "ended": pa.bool_()},
         "preference": {

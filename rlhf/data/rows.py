@@ -14,8 +14,8 @@ A canonical row is a plain dict with exactly these fields, nothing else:
 `ended` is false for a completion that was cut off, at a token limit for instance: the template puts no EOS after it. A row
 without the field says that all of its completions ended.
 
-A prompt is a string, or a list of `{role, content}` messages; with messages each completion is a list of one assistant
-message, which is the form that TRL calls conversational. Ground floor of `data`: nothing heavy is imported here.
+A prompt is a string, or a list of `{role, content}` messages; with messages each completion is a list of one assistant message, or
+of more messages from an assistant's to an assistant's (see `messages`). It is the form that TRL calls conversational. Ground floor of `data`: nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, Literal, TextIO
 from rlhf.errors import DataError
 
 Kind = Literal["demonstration", "preference", "ranking", "unpaired", "prompt"]
-Message = dict[str, str]
+Message = dict[str, Any]
 Text = str | list[Message]
 Row = dict[str, Any]
 BLOCK_ROWS = 8192  # rows handled at once,
@@ -218,7 +218,7 @@ def text_of(value: Text) -> str:
     """One string that identifies a prompt or completion: itself, or its messages' roles and contents."""
     if isinstance(value, str):
         return value
-    return "\n".join(f"{m['role']}: {m['content']}" for m in value)
+    return "\n".join(f"{m['role']}: {m['content']}{m.get('tool_calls') or ''}" for m in value)
 
 
 def flat(value: Any) -> str:

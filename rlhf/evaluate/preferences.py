@@ -63,9 +63,12 @@ def load_pairs(
 
 def pairs_of(ranking: Segment) -> list[Segment]:
     """Every pair of completions with the better one first. Tied completions make no pair."""
-    ids, grades = ranking.completion_ids, ranking.grades
-    each = range(len(ids))
-    return [Segment(ranking.prompt_ids, [ids[i], ids[j]]) for i in each for j in each if grades[i] > grades[j]]
+    ids, grades, untrained = ranking.completion_ids, ranking.grades, ranking.untrained
+    pairs = [(i, j) for i in range(len(ids)) for j in range(len(ids)) if grades[i] > grades[j]]
+    return [
+        Segment(ranking.prompt_ids, [ids[i], ids[j]], untrained=[untrained[i], untrained[j]] if untrained else ())
+        for i, j in pairs
+    ]
 
 
 def reward_accuracy(

@@ -30,6 +30,7 @@ Format = Literal[
     "sharegpt",
     "messages",
     "hh",
+    "hh_turns",
     "oasst",
     "ultrafeedback",
     "annotators",
@@ -132,11 +133,14 @@ class TemplateSection(Section):
 
     `kind: chat` puts the prompt through the tokenizer's chat template as one user message; `plain` uses it as it is; `auto` is `chat`
     where the rows are messages and `plain` where they are text. `prompt` is filled first, e.g. "Question: {prompt}\\n\\nAnswer: ".
+    `train_on` says which assistant turns of a conversation train: the last, all, or those that are marked (`train: true` or `weight: 1`;
+    a turn without a mark trains). Of a pair, these are turns after the messages that both sides share.
     """
 
     kind: Literal["auto", "plain", "chat"] = "auto"
     prompt: str = "{prompt}"
     add_eos: bool = True
+    train_on: Literal["last", "all", "marked"] = "last"
 
     @model_validator(mode="after")
     def _has_placeholder(self) -> TemplateSection:

@@ -219,6 +219,7 @@ class _CountedStream:
             "boundary_splits": self.renderer.boundary_splits,
             "special_tokens_in_text": self.renderer.special_tokens_in_text,
             "unfinished": self.renderer.unfinished,
+            "marks_ignored": self.renderer.marks_ignored,
         }
 
 
@@ -276,7 +277,11 @@ class _Fit:
         if len(cut) > 1 and all(c == cut[0] for c in cut):
             dropped["completions equal once truncated"] += 1
             return None
-        return replace(segment, completion_ids=cut)
+        untrained = [[(a, min(b, room)) for a, b in spans if a < room] for spans in segment.untrained]
+        if any(sum(b - a for a, b in spans) == len(ids) for spans, ids in zip(untrained, cut, strict=False)):
+            dropped["max_length leaves no trained token"] += 1
+            return None
+        return replace(segment, completion_ids=cut, untrained=untrained)
 
 
 def _prompt_ids(rows: list[Located], renderer: Renderer) -> list[list[int]]:

@@ -6,7 +6,9 @@ in one flat row of tokens:
 
     tokens     p p p a a b b b | q q c c c        two segments: prompt p with branches a, b; prompt q with branch c
     positions  0 1 2 3 4 3 4 5 | 0 1 2 3 4        each branch starts at the position after its prompt
-    scored     - - - a a b b b | - - c c c        every completion token; `sources` says which token predicts it
+    scored     - - - a a b b b | - - c c c        every trained token; `sources` says which token predicts it
+
+A completion may hold several turns of a conversation. What is not trained in it (the user's turns, for instance) is read, but not scored.
 
 Stands between `dataset` (rows become `Segment`s) and `models` (a batch becomes log-probabilities or scalars). `pad` gives the padded
 `[B, T]` form with one completion in each row. Models that cannot take segments use it, and tests compare the two forms.
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -29,13 +32,15 @@ class Segment:
     """One prompt and its completions as token ids.
 
     `grades` says which completion is better (higher is better, equal is a tie): `[1, 0]` for a chosen/rejected pair,
-    n - 1 ... 0 for a ranking, empty where nothing is compared. `margin` is a pair's known score difference.
+    n - 1 ... 0 for a ranking, empty where nothing is compared. `margin` is a pair's known score difference. `untrained` holds, for each
+    completion, the spans `(start, stop)` of its tokens that are not trained, in order; empty where every token is trained.
     """
 
     prompt_ids: Sequence[int]
     completion_ids: Sequence[Sequence[int]]
     grades: Sequence[float] = ()
     margin: float | None = None
+    untrained: Sequence[Sequence[tuple[int, int]]] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completion_ids or not all(self.completion_ids):
@@ -44,11 +49,20 @@ class Segment:
             )
         if self.grades and len(self.grades) != len(self.completion_ids):
             raise ValueError(f"{len(self.grades)} grades for {len(self.completion_ids)} completions")
+        if self.untrained and not all(any(self.trained(i)) for i in range(len(self.completion_ids))):
+            raise ValueError("a completion needs at least one trained token")
 
     @property
     def num_tokens(self) -> int:
         """Tokens in the flat row: the prompt once, every completion once."""
         return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
+    def trained(self, index: int) -> list[bool]:
+        """Whether each token of a completion is trained."""
+        trained = [True] * len(self.completion_ids[index])
+        for start, stop in self.untrained[index] if self.untrained else ():
+            trained[start:stop] = [False] * (stop - start)
+        return trained
 
 
 @dataclass(frozen=True)
@@ -137,13 +151,15 @@ def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> Segme
             targets += segment.prompt_ids[1:]
             sources += range(start, start + prompt - 1)
             rows += [len(last)] * (prompt - 1)
-        for completion in segment.completion_ids:
+        for i, completion in enumerate(segment.completion_ids):
             begin, length = len(ids), len(completion)
             ids += completion
             positions += range(prompt, prompt + length)
-            targets += completion
-            sources += [start + prompt - 1, *range(begin, begin + length - 1)]
-            rows += [len(last)] * length
+            before = [start + prompt - 1, *range(begin, begin + length - 1)]
+            kept = segment.trained(i) if segment.untrained else [True] * length
+            targets += compress(completion, kept)
+            sources += compress(before, kept)
+            rows += [len(last)] * sum(kept)
             last.append(begin + length - 1)
             owner.append(s)
     grades = [g for s in segments for g in (s.grades or [0.0] * len(s.completion_ids))]
@@ -182,26 +198,23 @@ def pad(batch: SegmentBatch, pad_token_id: int) -> PaddedBatch:
     `labels`, read row by row without -100, are `batch.targets` in their order.
     """
     rows: list[Tensor] = []
-    labels: list[Tensor] = []
-    scored = torch.split(batch.targets, batch.lengths.tolist())
     for span in batch.spans:
         prompt = batch.input_ids[span.start : span.start + span.prompt]
         begin = span.start + span.prompt
         for length in span.completions:
-            row = torch.cat([prompt, batch.input_ids[begin : begin + length]])
-            label = torch.full_like(row, IGNORE_INDEX)
-            tail = scored[len(rows)]
-            label[row.numel() - tail.numel() :] = tail
-            rows.append(row)
-            labels.append(label)
+            rows.append(torch.cat([prompt, batch.input_ids[begin : begin + length]]))
             begin += length
     sizes = torch.tensor([r.numel() for r in rows], device=batch.input_ids.device)
     width = int(sizes.max())
     mask = torch.arange(width, device=sizes.device) < sizes[:, None]
+    labels = batch.input_ids.new_full((len(rows), width), IGNORE_INDEX)
+    labels[batch.rows, batch.position_ids[batch.sources] + 1] = (
+        batch.targets
+    )  # a position in a branch is a column of its row
     return PaddedBatch(
         input_ids=torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
         attention_mask=mask.long(),
         position_ids=(mask.long().cumsum(1) - 1).clamp(min=0),
-        labels=torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        labels=labels,
         last=sizes - 1,
     )

@@ -7,6 +7,7 @@
     counts.npy    int32 [rows]          completions of each row; 0 for prompts alone
     grades.npy    float64 [completions] or empty where nothing is compared
     margins.npy   float64 [rows]        nan where unknown
+    untrained.npy int64 [3 x spans]     completion (counted over all rows), start, stop of each span that is not trained
     files.npy     int32 [rows]          which file a row came from: an index into `files` of report.json
     rows.npy      int64 [rows]          its row number in that file
     texts.jsonl   for prompts alone: each prompt's text or messages, and the columns of its row that scorers asked for
@@ -38,6 +39,7 @@ _TYPES = {
     "counts": np.int32,
     "grades": np.float64,
     "margins": np.float64,
+    "untrained": np.int64,
     "files": np.int32,
     "rows": np.int64,
     "places": np.int64,
@@ -60,6 +62,12 @@ class TokenWriter:
         """Append segments and the rows they come from."""
         margins = [np.nan if s.margin is None else s.margin for s in segments]
         grades = [g for s in segments for g in s.grades]
+        first = self.completions
+        for s in segments:
+            spans = [n for i, found in enumerate(s.untrained) for span in found for n in (first + i, *span)]
+            first += len(s.completion_ids)
+            if spans:
+                self._parts["untrained"].append(np.asarray(spans, dtype=np.int64))
         self._add([[s.prompt_ids, *s.completion_ids] for s in segments], rows, grades, margins)
 
     def add_prompts(self, prompts: Sequence[Sequence[int]], rows: Sequence[Located]) -> None:
@@ -115,6 +123,7 @@ class TokenFolder:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _TYPES}
         self.counts, self.grades, self.margins = arrays["counts"], arrays["grades"], arrays["margins"]
         self.origins = Origins(about["files"], arrays["files"], arrays["rows"])
+        self.untrained = arrays["untrained"].reshape(-1, 3)
         self._ends = np.cumsum(arrays["lengths"], dtype=np.int64)  # of each part
         self._first = np.cumsum(self.counts + 1, dtype=np.int64) - self.counts - 1  # each row's first part
         size = (folder / "ids.bin").stat().st_size
@@ -123,7 +132,7 @@ class TokenFolder:
         )
         self._places = arrays["places"]
         self._texts: Any = np.memmap(folder / "texts.jsonl", dtype=np.uint8, mode="r") if len(self._places) else b""
-        self.fingerprint = _fingerprint(folder, with_texts=bool(self.columns))
+        self.fingerprint = _fingerprint(folder, with_texts=bool(self.columns), with_spans=len(self.untrained) > 0)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -151,12 +160,13 @@ class TokenFolder:
         return np.diff(last, prepend=0)
 
 
-def _fingerprint(folder: Path, *, with_texts: bool) -> str:
+def _fingerprint(folder: Path, *, with_texts: bool, with_spans: bool) -> str:
     """A hash of the tokens and numbers of a finished folder, and of the columns that scorers read. It does not depend on where
     the rows came from.
     """
     sealed = json.loads((folder / MANIFEST).read_text())["files"]
-    names = ["ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy", *(["texts.jsonl"] * with_texts)]
+    names = ["ids.bin", "lengths.npy", "counts.npy", "grades.npy", "margins.npy"]
+    names += ["texts.jsonl"] * with_texts + ["untrained.npy"] * with_spans
     return hashlib.sha256("".join(sealed[name]["sha256"] for name in names).encode()).hexdigest()
 
 
@@ -181,7 +191,21 @@ class Segments(OnDemand[Segment]):
         prompt, *completions = self._folder.parts(index)
         first, margin = int(self._first[index]), float(self._folder.margins[index])
         grades = self._folder.grades[first : first + len(completions)].tolist() if len(self._folder.grades) else ()
-        return Segment(prompt, completions, grades, None if np.isnan(margin) else margin)
+        return Segment(
+            prompt, completions, grades, None if np.isnan(margin) else margin, self._untrained(first, len(completions))
+        )
+
+    def _untrained(self, first: int, count: int) -> list[list[tuple[int, int]]] | tuple[()]:
+        """The spans that are not trained, for each of some completions; empty where there are none."""
+        assert self._folder is not None
+        spans = self._folder.untrained
+        start, stop = np.searchsorted(spans[:, 0], [first, first + count]) if len(spans) else (0, 0)
+        if start == stop:
+            return ()
+        found: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        for completion, begin, end in spans[start:stop].tolist():
+            found[completion - first].append((begin, end))
+        return found
 
 
 class Prompt(NamedTuple):

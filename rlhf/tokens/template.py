@@ -9,44 +9,49 @@ BOS. And a control token that is written out in a user's text stays text.
 
 `kind: plain` puts the tokenizer's usual special tokens before the prompt. `kind: chat` leaves them to the template. `kind: auto`
 becomes `chat` if the first prompt is a list of messages, and `plain` if it is text.
+
+A row of messages trains its last assistant turn, or with `train_on` all or the marked ones. `turns` finds them in the rendered
+conversation; a completion is then what follows the prompt, and the tokens between the trained turns are left untrained.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rlhf.data.rows import Row, Text, completions_of, ended_of, grades_of
+from rlhf.data.rows import Message, Row, Text, completions_of, ended_of, grades_of
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.sections import TemplateSection
+from rlhf.tokens.chat import as_template_has_them, generation_marks, render
+from rlhf.tokens.guard import Guard
 from rlhf.tokens.segments import Segment
+from rlhf.tokens.turns import Span, Turns, after, gaps, prompt_and_turns, token_places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# One private-use character stands for each control token that is written out in a user's text (see `_guard`).
-_GUARD = 0xF8000
-_GUARDED = re.compile(f"([{chr(_GUARD)}-{chr(_GUARD + 0xFFF)}])")
 _PROBE = "probe"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as guarded text (see `_guard`): the prompt, and what each completion adds to it."""
+    """A row as guarded text (see `guard`): the prompt, and what each completion adds to it."""
 
     prompt: str
     completions: tuple[str, ...]
     ended: tuple[bool, ...]
     grades: tuple[float, ...] = ()
     margin: float | None = None
+    trained: tuple[list[Span], ...] = ()  # for each completion the characters that train; empty where all do
 
 
 class Renderer:
-    """Turns canonical rows into segments, and counts three things.
+    """Turns canonical rows into segments, and counts four things.
 
-    boundary_splits: completions that were tokenised apart from their prompt, because one token would have held parts of both.
+    boundary_splits: completions and turns that were tokenised apart from what is before them, because one token would have held parts
+    of both.
+    marks_ignored: rows that mark turns to train or not to train, where `train_on` is not `marked`.
     special_tokens_in_text: control tokens that were written out in prompts or completions, and kept as plain text.
     unfinished: completions that were cut off, as their rows say, and therefore have no end.
     """
@@ -56,13 +61,10 @@ class Renderer:
         self.boundary_splits = 0
         self.special_tokens_in_text = 0
         self.unfinished = 0
+        self.marks_ignored = 0
         if section.add_eos and tokenizer.eos_token_id is None:
             raise RecipeError("template.add_eos: this tokenizer has no EOS token; set add_eos: false")
-        added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
-        names = {str(t) for t in tokenizer.all_special_tokens} | {t.content for t in added.values() if t.special}
-        self._specials = sorted(names, key=lambda s: (-len(s), s))
-        self._special_pattern = re.compile("|".join(map(re.escape, self._specials)) or "(?!)")
-        self._control_ids = set(tokenizer.all_special_ids) | {i for i, t in added.items() if t.special}
+        self._guarded = Guard(tokenizer)
         glued = self._plain_ids(_PROBE) * 2
         self._needs_anchor = tokenizer.decode(glued) != _PROBE * 2
         self.kind: Literal["auto", "plain", "chat"] = "auto"
@@ -85,7 +87,7 @@ class Renderer:
 
     def render_prompt(self, prompt: Text) -> str:
         """The prompt's text as the model reads it (for `plain`, without the special tokens at the front)."""
-        return self._unguard(self._prompt_text(prompt))
+        return self._guarded.show(self._prompt_text(prompt))
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """The ids that generation starts from. In training, the prompt has exactly these ids too."""
@@ -114,10 +116,17 @@ class Renderer:
         if not completions:
             raise DataError("template", "a prompt-only row has nothing to train on", field="completion")
         text = self._prompt_text(prompt)
-        tails = tuple(self._tail(prompt, text, c) for c in completions)
         margin = row.get("margin")
         number = None if margin is None else float(margin)
-        return Rendered(text, tails, tuple(ended_of(row)), tuple(grades_of(row)), number)
+        about = (tuple(ended_of(row)), tuple(grades_of(row)), number)
+        if isinstance(prompt, list):
+            marked = any("train" in m for messages in (prompt, *completions) for m in messages if isinstance(m, dict))
+            self.marks_ignored += marked and self.section.train_on != "marked"
+            if self.section.train_on != "last" or any(len(c) > 1 for c in completions):
+                turns = self._turns(prompt, cast(list[list[Message]], completions))
+                text, tails, trained = prompt_and_turns(turns, text, len(prompt), row, self.section.train_on)
+                return Rendered(text, tails, *about, trained)
+        return Rendered(text, tuple(self._tail(prompt, text, c) for c in completions), *about)
 
     def encode(self, rendered: Sequence[Rendered]) -> list[Segment]:
         """Tokenise rendered rows together: all prompts, then all full texts, then the few completions that must be tokenised apart."""
@@ -136,9 +145,23 @@ class Renderer:
         again = iter([self._pieces(c, goes_on=True) for c in apart] if anchored else self._encode(apart))
         whole = iter([next(again) if ids is None else ids for ids in tails])
         return [
-            Segment(self._front + prompt, [self._end(next(whole), ended) for ended in r.ended], r.grades, r.margin)
+            self._segment(r, prompt, [next(whole) for _ in r.completions])
             for r, prompt in zip(rendered, prompts, strict=True)
         ]
+
+    def _segment(self, r: Rendered, prompt: list[int], tails: list[list[int]]) -> Segment:
+        """A rendered row and its ids as a segment."""
+        places: list[list[Span]] = []
+        for i, spans in enumerate(r.trained):
+            text, cuts = r.completions[i], sorted({cut for span in spans for cut in span})
+            whole = self._encode([r.prompt + text[:cut] for cut in cuts])
+            heads = [ids[len(prompt) :] if ids[: len(prompt)] == prompt else None for ids in whole]
+            tails[i], at, splits = token_places(tails[i], text, cuts, heads, lambda t: self._pieces(t, goes_on=True))
+            places.append([(at[a], len(tails[i]) if b == len(text) else at[b]) for a, b in spans])
+            self.boundary_splits += splits
+        ids = [self._end(tail, ended) for tail, ended in zip(tails, r.ended, strict=True)]
+        untrained = [gaps(spans, len(old), len(new)) for spans, old, new in zip(places, tails, ids, strict=False)]
+        return Segment(self._front + prompt, ids, r.grades, r.margin, untrained if any(untrained) else ())
 
     def with_end(self, ids: Sequence[int]) -> list[int]:
         """The ids of a completion that ended: its own, which hold no end, and what training puts after them."""
@@ -147,7 +170,7 @@ class Renderer:
     def without_end(self, ids: Sequence[int]) -> list[int]:
         """The ids of a completion without the control tokens at its end."""
         stop = len(ids)
-        while stop and ids[stop - 1] in self._control_ids:
+        while stop and ids[stop - 1] in self._guarded.ids:
             stop -= 1
         return list(ids[:stop])
 
@@ -173,35 +196,28 @@ class Renderer:
         else:
             turns = self._guard_messages(prompt, count=False)
         answer = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        full = self._chat(turns + self._guard_messages(answer), False)
-        if not full.startswith(prompt_text):
-            raise DataError(
-                "template", "the chat template renders the prompt differently once it is answered", field="prompt"
-            )
-        return full[len(prompt_text) :]
+        return after(prompt_text, self._chat(turns + self._guard_messages(answer), False))
 
-    def _chat(self, messages: list[dict[str, str]], generation: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        except Exception as e:  # jinja's own errors; the template decides what it takes
-            raise DataError("template", f"the chat template refuses these messages: {e}", field="prompt") from e
-        return cast(str, text)
+    def _turns(self, prompt: list[Message], completions: list[list[Message]]) -> list[Turns]:
+        """The whole conversation of each completion."""
+        before = self._guard_messages(prompt, count=False)
+        end = "" if self._end_id is None else cast(str, self.tokenizer.convert_ids_to_tokens(self._end_id))
+        turns = [Turns(self._chat, before + self._guard_messages(c), end, self._guarded.last) for c in completions]
+        for whole in turns:
+            whole.check(generation_marks(self.tokenizer, whole.messages))
+        return turns
 
-    def _guard_messages(self, messages: Sequence[dict[str, str]], count: bool = True) -> list[dict[str, str]]:
-        return [{"role": m["role"], "content": self._guard(m["content"], count)} for m in messages]
+    def _chat(self, messages: Sequence[Message], generation: bool) -> str:
+        return render(self.tokenizer, messages, generation)
+
+    def _guard_messages(self, messages: Sequence[Message], count: bool = True) -> list[Message]:
+        return as_template_has_them(messages, lambda text: self._guard(text, count))
 
     def _guard(self, text: str, count: bool = True) -> str:
         """The text with a stand-in for each control token, so that only the template's own become control tokens."""
-        guarded, found = self._special_pattern.subn(lambda m: chr(_GUARD + self._specials.index(m[0])), text)
+        guarded, found = self._guarded.hide(text)
         self.special_tokens_in_text += found if count else 0
         return guarded
-
-    def _unguard(self, text: str) -> str:
-        return _GUARDED.sub(lambda m: self._special_text(m[0]), text)
-
-    def _special_text(self, stand_in: str) -> str:
-        index = ord(stand_in) - _GUARD
-        return self._specials[index] if index < len(self._specials) else stand_in
 
     # --- ids --------------------------------------------------------------------------------------------------------
 
@@ -215,7 +231,7 @@ class Renderer:
         if len(distinct := list(dict.fromkeys(texts))) < len(texts):
             ids_of = dict(zip(distinct, self._encode(distinct), strict=True))
             return [ids_of[text] for text in texts]
-        plain = [i for i, t in enumerate(texts) if not _GUARDED.search(t)]
+        plain = [i for i, t in enumerate(texts) if not self._guarded.hides_any(t)]
         out: list[list[int]] = [[] for _ in texts]
         if plain:
             batch = self.tokenizer([texts[i] for i in plain], add_special_tokens=False, return_attention_mask=False)
@@ -228,16 +244,14 @@ class Renderer:
     def _pieces(self, text: str, goes_on: bool) -> list[int]:
         """The ids of one guarded text, with the stand-ins as plain text. `goes_on`: other text comes before it."""
         ids: list[int] = []
-        for piece in filter(None, _GUARDED.split(text)):
-            literal = bool(_GUARDED.fullmatch(piece))
-            piece = self._special_text(piece) if literal else piece
+        for piece, literal in self._guarded.pieces(text):
             ids += self._continue(piece, literal) if ids or goes_on else self._plain_ids(piece, literal)
         return ids
 
     def _plain_ids(self, text: str, literal: bool = False) -> list[int]:
         options: dict[str, Any] = {"split_special_tokens": True} if literal else {}
         ids = list(self.tokenizer(text, add_special_tokens=False, **options)["input_ids"])
-        if literal and self._control_ids.intersection(ids):  # a tokenizer without that option
+        if literal and self._guarded.ids.intersection(ids):  # a tokenizer without that option
             return self._plain_ids(text[:1]) + self._continue(text[1:])
         return ids
 
@@ -274,4 +288,4 @@ class Renderer:
         """The control token that the template puts after an assistant's message, if any."""
         turns = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}]
         _, _, suffix = self._chat(turns, False).rpartition(_PROBE)
-        return next((i for i in self._plain_ids(suffix) if i in self._control_ids), None)
+        return next((i for i in self._plain_ids(suffix) if i in self._guarded.ids), None)

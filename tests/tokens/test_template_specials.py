@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from rlhf.recipe.sections import TemplateSection
-from rlhf.tokens.template import _GUARD, Renderer
+from rlhf.tokens.guard import FIRST
+from rlhf.tokens.template import Renderer
 from tests.tiny import tiny_tokenizer
 
 PLAIN, CHAT = TemplateSection(), TemplateSection(kind="chat")
@@ -48,7 +49,7 @@ def test_an_added_special_token_in_a_text_stays_text() -> None:
 def test_the_longer_of_two_control_tokens_is_the_one_in_the_text() -> None:
     renderer = Renderer(with_added("<tool>", "<tool>end"), PLAIN)
     renderer.render_prompt("<tool>end")
-    assert renderer._guard("<tool>end") == chr(_GUARD + renderer._specials.index("<tool>end"))
+    assert renderer._guard("<tool>end") == chr(FIRST + renderer._guarded.tokens.index("<tool>end"))
 
 
 def test_a_turn_may_end_with_an_added_token() -> None:
@@ -103,7 +104,7 @@ def test_only_a_word_start_tokenizer_needs_an_anchor(word_start: PreTrainedToken
 
 def test_the_private_characters_of_a_users_text_stay() -> None:
     renderer = Renderer(tiny_tokenizer(), PLAIN)
-    text = "a" + "".join(chr(_GUARD + len(renderer._specials) + i) for i in range(2)) + "b"
+    text = "a" + "".join(chr(FIRST + len(renderer._guarded.tokens) + i) for i in range(2)) + "b"
     assert renderer.render_prompt(text) == text
     assert tiny_tokenizer().decode(renderer.prompt_ids(text)) == text
 
@@ -157,5 +158,5 @@ def test_a_token_that_only_begins_turns_does_not_end_a_completion() -> None:
         "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
     )
     turns = [{"role": role, "content": text} for role, text in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
-    segment = Renderer(tokenizer, CHAT).segment({"prompt": [USER], "completion": turns})
+    segment = Renderer(tokenizer, CHAT.model_copy(update={"train_on": "all"})).segment({"prompt": [USER], "completion": turns})
     assert tokenizer.decode(segment.completion_ids[0]) == "a<|im_start|>b<|im_start|>c<|im_end|>"

@@ -32,6 +32,7 @@ SPECS: Mapping[Format, Spec] = {
     "sharegpt": dialogues.SHARE_GPT,
     "messages": dialogues.MESSAGES,
     "hh": dialogues.HH,
+    "hh_turns": dialogues.HH_TURNS,
     "oasst": dialogues.OASST,
     "ultrafeedback": judged.ULTRAFEEDBACK,
     "annotators": judged.ANNOTATORS,

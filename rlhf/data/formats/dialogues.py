@@ -1,18 +1,27 @@
 """Conversations as data sets publish them: HH's two transcripts, ShareGPT, messages, OpenAssistant's trees.
 
-The last assistant turn is what is trained; what comes before it is the prompt. HH's rows are two whole transcripts, and that they
-share their prompt is checked, not assumed (5 of the 2,312 rows of harmless-base's test part do not).
+The last assistant turn is the completion; what comes before it is the prompt. HH's rows are two whole transcripts, and that they
+share their prompt is checked, not assumed (5 of the 2,312 rows of harmless-base's test part do not). `hh` leaves them text, `hh_turns` makes
+messages of them, for a chat template.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rlhf.data.formats.fields import Fields, Spec, distinct, is_judgement
-from rlhf.data.messages import as_messages, conversational_completion, conversational_prompt, dialogue
-from rlhf.data.rows import Row
+from rlhf.data.messages import (
+    as_messages,
+    conversational_completion,
+    conversational_prompt,
+    dialogue,
+    pair_of_dialogues,
+)
+from rlhf.data.rows import Message, Row
 
 ASSISTANT = "\n\nAssistant:"
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
 def _hh(f: Fields) -> Row:
@@ -31,15 +40,33 @@ def _hh(f: Fields) -> Row:
     return distinct(f, {"prompt": prompts[0], "chosen": answers[0], "rejected": answers[1]})
 
 
+def _hh_turns(f: Fields) -> Row:
+    return pair_of_dialogues(f, *(_turns(f, name) for name in ("chosen", "rejected")))
+
+
+def _turns(f: Fields, name: str) -> list[Message]:
+    """A transcript as messages. Raises DataError for one whose turns cannot be told: a blank turn, two of one speaker in a row."""
+    before, *pieces = _SPEAKER.split(f.text(name))
+    if before.strip() or not pieces or pieces[0] != "Human":
+        raise f.error(name, "does not start with Human:")
+    turns: list[Message] = []
+    for speaker, text in zip(pieces[::2], pieces[1::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if not text.strip():
+            raise f.error(name, "holds a turn without text")
+        if turns and turns[-1]["role"] == role:
+            raise f.error(name, f"holds two turns in a row of one speaker: {speaker}")
+        turns.append({"role": role, "content": text.strip()})
+    return turns
+
+
 def _messages(f: Fields) -> Row:
     return dialogue(f, "messages")
 
 
 def _share_gpt(f: Fields) -> Row:
     """A demonstration; a preference where chosen and rejected stand beside it; unpaired with `kto_tag` or `label`."""
-    if f.has("tools") and f.data["tools"] not in ("", [], "[]"):
-        raise f.error("tools", "holds tools, which are not supported")
-    system = [{"role": "system", "content": f.text("system")}] if f.optional_text("system") else []
+    system: list[Message] = [{"role": "system", "content": f.text("system")}] if f.optional_text("system") else []
     if f.has("chosen") or f.has("rejected"):
         start = system + as_messages(f, "conversations", f.list("conversations"))
         row: Row = {"prompt": conversational_prompt(f, "conversations", start)}
@@ -74,7 +101,8 @@ def _is_transcript(f: Fields) -> bool:
 
 
 HH = Spec(_hh, (("chosen", "rejected"),), _is_transcript)
-MESSAGES = Spec(_messages, (("messages",),), lambda f: not is_judgement(f.data.get("label")))
+HH_TURNS = Spec(_hh_turns, (("chosen", "rejected"),), None)
+MESSAGES = Spec(_messages, (("messages",),), lambda f: not is_judgement(f.data.get("label")), ("tools",))
 SHARE_GPT = Spec(
     _share_gpt,
     (("conversations",),),

@@ -18,11 +18,13 @@ def prompt(f: Fields) -> Row:
     """{prompt}: text, or messages to be answered."""
     if isinstance(f.get("prompt"), list):
         return {"prompt": conversational_prompt(f, "prompt", as_messages(f, "prompt", f.data["prompt"]))}
+    if f.has("tools") and f.data["tools"] not in ("", [], "[]"):
+        raise f.error("tools", "stands beside a prompt of text: tools need a prompt of messages")
     return {"prompt": f.text("prompt")}
 
 
 def completion(f: Fields, field: str, value: Any, prompt: Any) -> Any:
-    """A completion in its prompt's form: text, or one assistant message in a list."""
+    """A completion in its prompt's form: text, or an assistant's messages in a list."""
     if isinstance(prompt, list):
         return conversational_completion(f, field, value)
     if not isinstance(value, str):
@@ -116,7 +118,7 @@ PREFERENCE = Spec(
     _preference,
     (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     _is_pair,
-    ("margin", "chosen_ended", "rejected_ended"),
+    ("margin", "chosen_ended", "rejected_ended", "tools"),
 )
 RANKING = Spec(
     _ranking,
@@ -128,24 +130,24 @@ RANKING = Spec(
         ("prompt", "best_first"),
     ),
     lambda f: any(map(f.has, ("ranking", "comparisons", "best_first"))) or "ranks" in f.columns,
-    ("scores", "ranking", "comparisons", "ranks", "ended"),
+    ("scores", "ranking", "comparisons", "ranks", "ended", "tools"),
 )
 SCORED = Spec(
     _scored,
     (("prompt", "completions", "scores"),),
     lambda f: not (f.has("ranking") or f.has("comparisons") or "ranks" in f.columns),
-    ("ended",),
+    ("ended", "tools"),
 )
 DEMONSTRATION = Spec(
     _demonstration,
     (("prompt", "completion"), ("messages",)),
     lambda f: f.has("completion") and not is_judgement(f.data.get("label")),
-    ("ended",),
+    ("ended", "tools"),
 )
 UNPAIRED = Spec(
     _unpaired,
     (("prompt", "completion", "label"), ("messages", "label")),
     lambda f: as_boolean(f.data["label"]) is not None,
-    ("ended",),
+    ("ended", "tools"),
 )
-PROMPT = Spec(prompt, (("prompt",),), lambda f: not {c.lower() for c in f.data}.intersection(ANSWERS))
+PROMPT = Spec(prompt, (("prompt",),), lambda f: not {c.lower() for c in f.data}.intersection(ANSWERS), ("tools",))

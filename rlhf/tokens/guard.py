@@ -42,10 +42,6 @@ class Guard:
         split = filter(None, _STAND_IN.split(text))
         return [(self._token(p), True) if _STAND_IN.fullmatch(p) else (p, False) for p in split]
 
-    def last(self, text: str) -> int:
-        """Where the last of the template's control tokens ends; 0 where it has none."""
-        return max((m.end() for m in self._pattern.finditer(text)), default=0)
-
     def _token(self, stand_in: str) -> str:
         index = ord(stand_in) - FIRST
         return self.tokens[index] if index < len(self.tokens) else stand_in

@@ -202,7 +202,7 @@ class Renderer:
         """The whole conversation of each completion."""
         before = self._guard_messages(prompt, count=False)
         end = "" if self._end_id is None else cast(str, self.tokenizer.convert_ids_to_tokens(self._end_id))
-        turns = [Turns(self._chat, before + self._guard_messages(c), end, self._guarded.last) for c in completions]
+        turns = [Turns(self._chat, before + self._guard_messages(c), end) for c in completions]
         for whole in turns:
             whole.check(generation_marks(self.tokenizer, whole.messages))
         return turns

@@ -25,14 +25,12 @@ STAND_IN = chr(0xF9000)  # one past the stand-ins of control tokens (see `templa
 
 
 class Turns:
-    """The assistant's turns of one conversation. `render(messages, generation)` gives its text, control tokens only where the template
-    puts them; `end` is the text of the end-of-turn token, "" where there is none; `control` finds the last control token's end in a text.
+    """The assistant's turns of one conversation. `render(messages, generation)` gives its text, with control tokens only where the template
+    puts them; `end` is the text of the end-of-turn token, "" where there is none.
     """
 
-    def __init__(
-        self, render: Callable[[Messages, bool], str], messages: Messages, end: str, control: Callable[[str], int]
-    ) -> None:
-        self.messages, self._render, self._end, self._control = messages, render, end, control
+    def __init__(self, render: Callable[[Messages, bool], str], messages: Messages, end: str) -> None:
+        self.messages, self._render, self._end = messages, render, end
         self.text = render(messages, False)
         self._known: dict[int, Span] = {}
 
@@ -70,12 +68,7 @@ class Turns:
         """Where the text differs if the message's content is another. For tool calls, the name of the first call."""
         if index in self._known:
             return self._known[index]
-        message = self.messages[index]
-        other: dict[str, Any] = {**message, "content": STAND_IN}
-        if message.get("tool_calls"):
-            call, *rest = message["tool_calls"]
-            renamed = {**call, "function": {**call["function"], "name": STAND_IN}}
-            other = {**message, "tool_calls": [renamed, *rest]}
+        other = _with_stand_in(self.messages[index])
         changed = self._render([*self.messages[:index], other, *self.messages[index + 1 :]], False)
         if changed.count(STAND_IN) != 1 or STAND_IN in self.text:
             raise _unclear(index, f"stands {changed.count(STAND_IN)} times in what it renders")
@@ -91,20 +84,27 @@ class Turns:
         return first, last
 
     def _start(self, index: int, first: int) -> int:
-        """Where generation starts: after the prompt that the template makes of the messages before, or, if that is no part of this
-        text, after what it adds to ask for a turn, or else after the last control token.
+        """Where generation starts: after the prompt that the template makes of the messages before; if that is no part of this text, after
+        what this prompt has behind the content of its last message.
         """
         before = self.messages[:index]
         asked = self._render(before, True)
         if self.text.startswith(asked) and len(asked) <= first:
             return len(asked)
-        added = asked.removeprefix(self._render(before, False))
-        start = self._control(self.text[:first])
-        if added and added != asked:
-            start = self.text.rfind(added, 0, first) + len(added)
-        if not (self._changed(index - 1)[1] if index else 0) <= start <= first:
+        content = self._changed(index - 1)[1] if index else len(self.text)
+        behind = self._render([*before[:-1], *map(_with_stand_in, before[-1:])], True).partition(STAND_IN)[2]
+        start = content + len(behind)
+        if not behind or not self.text.startswith(behind, content) or start > first:
             raise _unclear(index, "has no start that can be told")
         return start
+
+
+def _with_stand_in(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with another content. Where it calls tools, with another name in its first call."""
+    if not message.get("tool_calls"):
+        return message | {"content": STAND_IN}
+    call, *rest = message["tool_calls"]
+    return message | {"tool_calls": [{**call, "function": {**call["function"], "name": STAND_IN}}, *rest]}
 
 
 def _unclear(index: int, why: str) -> DataError:

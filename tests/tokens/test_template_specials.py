@@ -158,5 +158,7 @@ def test_a_token_that_only_begins_turns_does_not_end_a_completion() -> None:
         "{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
     )
     turns = [{"role": role, "content": text} for role, text in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
-    segment = Renderer(tokenizer, CHAT.model_copy(update={"train_on": "all"})).segment({"prompt": [USER], "completion": turns})
+    segment = Renderer(tokenizer, CHAT.model_copy(update={"train_on": "all"})).segment(
+        {"prompt": [USER], "completion": turns}
+    )
     assert tokenizer.decode(segment.completion_ids[0]) == "a<|im_start|>b<|im_start|>c<|im_end|>"

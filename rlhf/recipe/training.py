@@ -124,6 +124,14 @@ class SftRecipe(TrainRecipe):
     method: Literal["sft"]
     sft: SftSection = SftSection()
 
+    @model_validator(mode="after")
+    def _all_is_not_some(self) -> SftRecipe:
+        if self.sft.loss_on == "all" and self.data.template.train_on != "last":
+            raise ValueError(
+                "data.template.train_on: chooses turns, and sft.loss_on: all trains every token; take one of them out"
+            )
+        return self
+
     @property
     def trains_prompt(self) -> bool:
         return self.sft.loss_on == "all"

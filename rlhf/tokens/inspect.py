@@ -99,10 +99,18 @@ def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, con
     cut = rows.report.get("truncated") or 0
     eos = "and EOS" if recipe.data.template.add_eos else "(the template adds EOS)"
     prompt = " but the prompt" if recipe.trains_prompt else ""
+    turns = {"last": "", "all": " of the assistant's turns", "marked": " of its marked turns"}[
+        recipe.data.template.train_on
+    ]
     lines = [
         f"checked {counted(checked, 'completion')} of {counted(len(rows.segments), 'row')}: "
-        f"each trains all of its tokens {eos}, and nothing else{prompt};"
+        f"each trains all of its tokens{turns} {eos}, and nothing else{prompt};"
     ]
+    if ignored := rows.report.get("marks_ignored"):
+        lines.append(
+            f"but {counted(ignored, 'row')} {'marks' if ignored == 1 else 'mark'} turns (weight or train), and train_on is "
+            f"{recipe.data.template.train_on}: set data.template.train_on: marked to follow the marks;"
+        )
     if cut:
         lines.append(
             f"but {counted(cut, 'row')} {'was' if cut == 1 else 'were'} cut at max_length: a completion that was cut has "
@@ -128,11 +136,11 @@ def check_rows(
         padded = pad(collate(segments, score_prompt=score_prompt), cast(int, tokenizer.pad_token_id))
         laid_out = zip(padded.input_ids.tolist(), padded.labels.tolist(), padded.last.tolist(), strict=True)
         for i, segment in zip(part, segments, strict=True):
-            for completion in segment.completion_ids:
+            for which, completion in enumerate(segment.completion_ids):
                 ids, labels, last = next(laid_out)
                 prompt = len(segment.prompt_ids)
                 ids = ids[: last + 1]
-                reason = _mislabelled(ids, labels, prompt, last + 1, score_prompt) or _misspelt(
+                reason = _mislabelled(ids, labels, prompt, segment.trained(which), score_prompt) or _misspelt(
                     ids, prompt, recipe, tokenizer
                 )
                 if reason is None and _lacks_eos(ids, recipe, tokenizer):
@@ -145,15 +153,17 @@ def check_rows(
     return checked
 
 
-def _mislabelled(ids: list[int], labels: list[int], prompt: int, length: int, score_prompt: bool) -> str | None:
-    """What is wrong with a row's labels. They must be the completion's tokens (with `score_prompt` also the prompt's), and no others."""
-    none = [IGNORE_INDEX]
+def _mislabelled(ids: list[int], labels: list[int], prompt: int, trained: list[bool], score_prompt: bool) -> str | None:
+    """What is wrong with a row's labels. They must be the completion's trained tokens (with `score_prompt` also the prompt's), and no
+    others.
+    """
+    none, length = [IGNORE_INDEX], prompt + len(trained)
     if labels[prompt:length] == none * (length - prompt):
         return "trains no token of the completion"
     if labels[length:] != none * (len(labels) - length):
         return "trains padding"
-    if labels[prompt:length] != ids[prompt:length]:
-        return "does not train every token of the completion as itself"
+    if labels[prompt:length] != [i if kept else IGNORE_INDEX for i, kept in zip(ids[prompt:], trained, strict=True)]:
+        return "does not train every token of the completion's turns as itself"
     if labels[:prompt] != (none + ids[1:prompt] if score_prompt else none * prompt):
         return "does not train the prompt, although loss_on is all" if score_prompt else "trains the prompt"
     return None

@@ -180,6 +180,17 @@ class Renderer:
         if self.kind == "auto":
             self._settle("plain" if isinstance(prompt, str) else "chat")
         if isinstance(prompt, str):
+            if (
+                self.kind == "chat"
+                and prompt.lstrip().startswith("Human:")
+                and prompt.rstrip().endswith("\n\nAssistant:")
+            ):
+                raise DataError(
+                    "template",
+                    "a whole transcript would be one user turn of the chat template; say format: hh_turns, which reads its turns, "
+                    "or template.kind: plain",
+                    field="prompt",
+                )
             filled = self.section.prompt.replace("{prompt}", self._guard(prompt))
             return filled if self.kind == "plain" else self._chat([{"role": "user", "content": filled}], True)
         if self.kind == "plain":

@@ -63,7 +63,19 @@ def addressed(prompt: Text | list[int], chat: Literal["chat", "plain"]) -> tuple
         return "/completions", {"prompt": prompt}
     if chat == "plain":
         raise ValueError("a list of messages needs an engine with chat: chat")
-    return "/chat/completions", {"messages": prompt}
+    tools = {"tools": json.loads(prompt[0]["tools"])} if prompt and "tools" in prompt[0] else {}
+    return "/chat/completions", {"messages": [_message(message) for message in prompt], **tools}
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A canonical message as a server takes it: calls as objects whose arguments are JSON text, and no mark of what trains."""
+    sent = {key: value for key, value in message.items() if key not in ("tools", "train")}
+    if "tool_calls" in sent:
+        calls = json.loads(sent["tool_calls"])
+        for call in calls:
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        sent["tool_calls"] = calls
+    return sent
 
 
 def parse_choices(text: str, wanted: int) -> Choices:

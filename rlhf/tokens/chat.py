@@ -47,6 +47,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]
     return cast(str, text)
 
 
+def refuse_transcript(prompt: str) -> None:
+    """Raises DataError for a text that is a conversation in HH's form: a chat template would make one user turn of all of it."""
+    if prompt.lstrip().startswith("Human:") and prompt.rstrip().endswith("\n\nAssistant:"):
+        raise DataError(
+            "template",
+            "a whole transcript would be one user turn of the chat template; say format: hh_turns, which reads its turns, or "
+            "template.kind: plain",
+            field="prompt",
+        )
+
+
 def generation_marks(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]]
 ) -> list[tuple[int, int]] | None:

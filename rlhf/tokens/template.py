@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rlhf.data.rows import Message, Row, Text, completions_of, ended_of, grades_of
 from rlhf.errors import DataError, RecipeError
 from rlhf.recipe.sections import TemplateSection
-from rlhf.tokens.chat import as_template_has_them, generation_marks, render
+from rlhf.tokens.chat import as_template_has_them, generation_marks, refuse_transcript, render
 from rlhf.tokens.guard import Guard
 from rlhf.tokens.segments import Segment
 from rlhf.tokens.turns import Span, Turns, after, gaps, prompt_and_turns, token_places
@@ -180,17 +180,8 @@ class Renderer:
         if self.kind == "auto":
             self._settle("plain" if isinstance(prompt, str) else "chat")
         if isinstance(prompt, str):
-            if (
-                self.kind == "chat"
-                and prompt.lstrip().startswith("Human:")
-                and prompt.rstrip().endswith("\n\nAssistant:")
-            ):
-                raise DataError(
-                    "template",
-                    "a whole transcript would be one user turn of the chat template; say format: hh_turns, which reads its turns, "
-                    "or template.kind: plain",
-                    field="prompt",
-                )
+            if self.kind == "chat":
+                refuse_transcript(prompt)
             filled = self.section.prompt.replace("{prompt}", self._guard(prompt))
             return filled if self.kind == "plain" else self._chat([{"role": "user", "content": filled}], True)
         if self.kind == "plain":

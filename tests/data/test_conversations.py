@@ -100,7 +100,7 @@ def test_transcripts_become_turns_and_what_cannot_is_counted(tmp_path: Path) -> 
     assert loaded.dropped == {
         "rejected: holds two turns in a row of one speaker": 1,
         "chosen: holds a turn without text": 1,
-        "chosen: does not start with Human": 1,
+        "chosen: does not start with Human:": 1,
     }
 
 

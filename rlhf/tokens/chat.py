@@ -32,10 +32,9 @@ def as_template_has_them(messages: Sequence[dict[str, Any]], guard: Callable[[st
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], generation: bool) -> str:
     """The messages' text. Raises DataError for messages that the template refuses, and for tools and calls that it leaves out."""
     bare, tools = _apart(messages)
+    options: dict[str, Any] = {"tools": tools} if tools else {}
     try:
-        text = tokenizer.apply_chat_template(
-            bare, **({"tools": tools} if tools else {}), tokenize=False, add_generation_prompt=generation
-        )
+        text = tokenizer.apply_chat_template(bare, **options, tokenize=False, add_generation_prompt=generation)
     except Exception as e:  # jinja's own errors; the template decides what it takes
         raise DataError("template", f"the chat template refuses these messages: {e}", field="prompt") from e
     calls = [call for message in bare for call in message.get("tool_calls", ())]
@@ -68,10 +67,10 @@ def generation_marks(
     template = tokenizer.get_chat_template(tools=tools)
     if not _GENERATION.search(template):
         return None
-    _, marks = render_jinja_template(
+    rendered: Any = render_jinja_template(
         [bare], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
     )
-    return [(start, stop) for start, stop in marks[0]]
+    return [(start, stop) for start, stop in rendered[1][0]]
 
 
 def _apart(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:

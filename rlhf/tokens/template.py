@@ -120,11 +120,13 @@ class Renderer:
         number = None if margin is None else float(margin)
         about = (tuple(ended_of(row)), tuple(grades_of(row)), number)
         if isinstance(prompt, list):
-            marked = any("train" in m for messages in (prompt, *completions) for m in messages if isinstance(m, dict))
+            talks = [c if isinstance(c, list) else [{"role": "assistant", "content": c}] for c in completions]
+            marked = any("train" in message for messages in (prompt, *talks) for message in messages)
             self.marks_ignored += marked and self.section.train_on != "marked"
-            if self.section.train_on != "last" or any(len(c) > 1 for c in completions):
-                turns = self._turns(prompt, cast(list[list[Message]], completions))
-                text, tails, trained = prompt_and_turns(turns, text, len(prompt), row, self.section.train_on)
+            if self.section.train_on != "last" or any(len(talk) > 1 for talk in talks):
+                turns = self._turns(prompt, talks)
+                marks = [[*prompt, *talk] for talk in talks]
+                text, tails, trained = prompt_and_turns(turns, text, len(prompt), marks, self.section.train_on)
                 return Rendered(text, tails, *about, trained)
         return Rendered(text, tuple(self._tail(prompt, text, c) for c in completions), *about)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf.data.rows import completions_of
 from rlhf.errors import DataError
 
 Messages = list[dict[str, Any]]
@@ -112,17 +111,17 @@ def _unclear(index: int, why: str) -> DataError:
 
 
 def prompt_and_turns(
-    conversations: Sequence[Turns], prompt: str, shared: int, row: Mapping[str, Any], train_on: str
+    conversations: Sequence[Turns], prompt: str, shared: int, messages: Sequence[Messages], train_on: str
 ) -> tuple[str, tuple[str, ...], tuple[list[Span], ...]]:
     """A row's prompt, what each completion adds to it up to the end of its last turn, and the characters in that which train.
 
     The only completion of a row has its prompt end where its first trained turn starts. Where there are several, `prompt` (the rendered
-    `shared` messages) is the prompt of all, and turns after it train.
+    `shared` messages) is the prompt of all, and turns after it train. `messages` are the conversations with their marks.
     """
     tails, trained = [], []
     only = len(conversations) == 1
-    for whole, completion in zip(conversations, completions_of(row), strict=True):
-        chosen = _chosen([*row["prompt"], *completion], 0 if only else shared, train_on)
+    for whole, canonical in zip(conversations, messages, strict=True):
+        chosen = _chosen(canonical, 0 if only else shared, train_on)
         if not chosen:
             raise DataError("template", "no assistant turn is marked to train", field="messages")
         spans = [whole.span(i) for i in chosen]

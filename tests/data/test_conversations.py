@@ -75,6 +75,15 @@ def test_tools_beside_a_prompt_of_text_are_refused() -> None:
     assert refused("demonstration", prompt="Hi", completion="Hello!", tools=TOOLS)[0] == "tools"
 
 
+def test_completions_of_several_messages_start_and_end_with_an_assistant() -> None:
+    pair = {"prompt": [USER], "chosen": [GOOD, MORE, LAST], "rejected": [BAD]}
+    assert row("preference", **pair) == pair
+    for wrong in ([MORE, LAST], [GOOD, MORE], []):
+        assert (
+            "start and end with an assistant" in refused("preference", prompt=[USER], chosen=wrong, rejected=[BAD])[1]
+        )
+
+
 def test_pairs_share_a_prefix_and_differ_in_a_tail() -> None:
     found = row("preference", chosen=[USER, GOOD, MORE, LAST], rejected=[USER, BAD, MORE, LAST])
     assert found == {"prompt": [USER], "chosen": [GOOD, MORE, LAST], "rejected": [BAD, MORE, LAST]}

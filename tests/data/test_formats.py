@@ -86,13 +86,7 @@ def test_what_is_no_dialogue(messages: list) -> None:
     assert refused("demonstration", messages=messages)[0] == "messages"
 
 
-def test_completions_of_several_messages_start_and_end_with_an_assistant() -> None:
-    pair = {"prompt": [USER], "chosen": [GOOD, USER, GOOD], "rejected": [BAD]}
-    assert row("preference", **pair) == pair
-    for wrong in ([USER, GOOD], [GOOD, USER], []):
-        assert (
-            "start and end with an assistant" in refused("preference", prompt=[USER], chosen=wrong, rejected=[BAD])[1]
-        )
+def test_what_is_no_completion() -> None:
     assert refused("preference", prompt="p", chosen=[GOOD], rejected=[BAD])[0] == "chosen"
     assert "tool call" in refused("preference", prompt=[USER], chosen=[GOOD | {"tool_calls": [1]}], rejected=[BAD])[1]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from rlhf.data.rows import Text
+from rlhf.data.rows import Message, Text
 from rlhf.generation.engines.sampling import last_line_pattern
 from rlhf.recipe.synthesis import TextSampling
 
@@ -63,11 +63,12 @@ def addressed(prompt: Text | list[int], chat: Literal["chat", "plain"]) -> tuple
         return "/completions", {"prompt": prompt}
     if chat == "plain":
         raise ValueError("a list of messages needs an engine with chat: chat")
-    tools = {"tools": json.loads(prompt[0]["tools"])} if prompt and "tools" in prompt[0] else {}
-    return "/chat/completions", {"messages": [_message(message) for message in prompt], **tools}
+    messages = cast(list[Message], prompt)
+    tools = {"tools": json.loads(messages[0]["tools"])} if messages and "tools" in messages[0] else {}
+    return "/chat/completions", {"messages": [_message(message) for message in messages], **tools}
 
 
-def _message(message: Any) -> dict[str, Any]:
+def _message(message: Message) -> dict[str, Any]:
     """A canonical message as a server takes it: calls as objects whose arguments are JSON text, and no mark of what trains."""
     sent = {key: value for key, value in message.items() if key not in ("tools", "train")}
     if "tool_calls" in sent:

@@ -147,13 +147,16 @@ class RewardRecipe(TrainRecipe):
 class DpoSection(Section):
     """Direct preference optimisation. `reference: initial` is the policy as it started; else a model to load.
 
-    `loss_type` is the loss of a pair's reward margin: `sigmoid` (DPO), `hinge` (SLiC) or `ipo`.
+    `loss_type` is the loss of a pair's reward margin: `sigmoid` (DPO), `hinge` (SLiC) or `ipo`. `cache_reference` computes the
+    reference's log-probabilities once, `training.per_device_eval_batch_size` rows at a time, and keeps them on disk: for more than one
+    epoch, for several runs on the same rows, and for a full fine-tune, which then holds no second model.
     """
 
     beta: PositiveFloat = 0.1
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     reference: str = "initial"
+    cache_reference: bool = False
 
     @model_validator(mode="after")
     def _smoothing_is_of_the_sigmoid(self) -> DpoSection:

@@ -21,16 +21,20 @@ class Dpo(Supervised):
     """Pairs in, a policy out. The prompt is computed once for both completions."""
 
     def __init__(self, recipe: DpoRecipe, setup: Setup) -> None:
+        self.section = section = recipe.dpo
         policy = setup.policy()
+        if section.cache_reference:
+            setup = setup.referenced(policy, section.reference)
         super().__init__(policy, recipe, setup)
-        self.section = recipe.dpo
-        self.reference = Reference(policy, setup.other_policy(recipe.dpo.reference))
+        self.reference = None if section.cache_reference else Reference(policy, setup.other_policy(section.reference))
 
     def count(self, batch: SegmentBatch) -> float:
         return batch.num_segments
 
     def forward_loss(self, module: nn.Module, batch: SegmentBatch, count: Tensor) -> LossOutput:
-        ref_chosen, ref_rejected = self._sides(batch, self.reference(batch))
+        known = batch.ref_logprobs if self.reference is None else self.reference(batch)
+        assert known is not None
+        ref_chosen, ref_rejected = self._sides(batch, known)
         chosen, rejected = self._sides(batch, module(batch))
         return dpo_loss(
             chosen_logprobs=chosen,

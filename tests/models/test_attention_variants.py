@@ -213,7 +213,10 @@ def test_what_the_flash_kernel_is_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     assert varlen.takes(device, dtype, *((2, size) for size in sizes)) is takes
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: False)
+    assert not varlen.takes(device, dtype, *((2, size) for size in sizes))
 
 
 @pytest.mark.parametrize(

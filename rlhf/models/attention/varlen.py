@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,9 @@ def _offsets(lengths: list[int], layout: Layout) -> Tensor:
 
 def takes(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, int]) -> bool:
     """Whether the kernel runs on this device in this dtype; `shapes` are the heads and the head size of query, key and value."""
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+    if device.type != "cuda" or torch.version.hip or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     sizes = {size for _, size in shapes}
     # between 192 and 256 some cards have no backward pass
@@ -82,6 +85,7 @@ def attend(
         k, v = _gather(k, sequences.keys), _gather(v, sequences.keys)
     # ours are keys at a distance under `window`, the kernel's at most this far to the left; -1 is no window
     left = window - 1 if window is not None and window < sequences.most_keys else -1
+    heads: dict[str, Any] = {"enable_gqa": True} if GROUPED_HEADS else {}
     out = varlen_attn(
         q,
         k,
@@ -92,7 +96,7 @@ def attend(
         sequences.most_keys,
         scale=scaling,
         window_size=(left, 0),
-        **({"enable_gqa": True} if GROUPED_HEADS else {}),
+        **heads,
     )
     assert isinstance(out, Tensor)
     return out[None]

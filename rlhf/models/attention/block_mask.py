@@ -41,9 +41,11 @@ def block_mask_of(layout: Layout, window: int | None) -> BlockMask:
     blocks = torch.arange(len(first))
     counts = blocks - lowest + 1
     indices = (lowest[:, None] + blocks).clamp(max=len(first) - 1)
+    # a tensor, also where there is no window: with another number, or with none, the kernel would be compiled again
+    reach = layout.put(torch.tensor(total if window is None else window))
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return tokens.visible(query, key, window)
+        return tokens.visible(query, key, reach)
 
     return BlockMask.from_kv_blocks(
         layout.put(counts.int())[None, None],
@@ -72,10 +74,11 @@ def takes(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, int]) ->
 
 @cache
 def agrees(device: torch.device, dtype: torch.dtype, *shapes: tuple[int, int]) -> bool:
-    """Whether it compiles, and gives what SDPA gives on batches of two lengths, with a window and without."""
+    """Whether it compiles, and gives what SDPA gives on batches of three lengths, with a window and without."""
     trials = [
         (Layout((Span(0, 100, (60, 50)), Span(210, 1, (90,))), device), 70),
         (Layout((Span(0, 30, (100,)), Span(130, 200, (70, 40))), device), None),
+        (Layout((Span(0, 20, (30, 40)),), device), None),  # one block is compiled by itself
     ]
     try:
         apart = [_distance_to_sdpa(layout, window, dtype, shapes) for layout, window in trials]

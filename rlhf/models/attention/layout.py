@@ -50,7 +50,7 @@ class Tokens:
     branch: Tensor
     position: Tensor
 
-    def visible(self, query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    def visible(self, query: Tensor, key: Tensor, window: int | Tensor | None) -> Tensor:
         """Whether the tokens `query` may look at the tokens `key` (indices into the row that broadcast), bool."""
         distance = self.position[query] - self.position[key]
         seen = (distance >= 0) & (self.segment[query] == self.segment[key])
@@ -73,11 +73,6 @@ def tokens_of(layout: Layout) -> Tokens:
         layout.put(branch.repeat_interleave(lengths)),
         layout.put(position),
     )
-
-
-def reaches(window: int | None, span: Span) -> bool:
-    """Whether a sliding window hides nothing in a segment."""
-    return window is None or window >= span.prompt + max(span.completions)
 
 
 def pass_dtype(x: Tensor) -> torch.dtype:

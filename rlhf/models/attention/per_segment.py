@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from rlhf.models.attention.layout import Layout, reaches, tokens_of
+from rlhf.models.attention.layout import Layout, tokens_of
 from rlhf.tokens.segments import Span
 
 
@@ -27,7 +27,8 @@ def attend(
     pieces = (x.split(lengths, 2) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
     out = []
     for span, q, k, v in zip(layout.spans, *pieces, strict=True):
-        mask = layout.once(mask_of, span, None if reaches(window, span) else window)
+        hides = window is not None and window < span.prompt + max(span.completions)
+        mask = layout.once(mask_of, span, window if hides else None)
         out.append(
             scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling)
         )

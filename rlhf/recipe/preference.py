@@ -35,7 +35,7 @@ class PreferenceSection(Section):
 
     beta: PositiveFloat = 0.1
     loss_type: LossName | None = None
-    losses: Annotated[dict[LossName, PositiveFloat], Field(min_length=1)] | None = None
+    losses: dict[LossName, PositiveFloat] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     discopop_tau: PositiveFloat = 0.05
     dpop_lambda: PositiveFloat = 50.0
@@ -65,6 +65,8 @@ class PreferenceSection(Section):
     def _one_way_to_choose(self) -> PreferenceSection:
         if self.losses is not None and self.loss_type is not None:
             raise ValueError("losses: loss_type names one loss and losses a mix of them; leave one of the two out")
+        if self.losses == {}:
+            raise ValueError("losses: name at least one loss with its weight, as in {sigmoid: 1.0, sft: 0.2}")
         return self
 
     @model_validator(mode="after")

@@ -174,20 +174,22 @@ class DpoRecipe(TrainRecipe):
 
     @model_validator(mode="after")
     def _a_sorted_step_is_one_microbatch(self) -> DpoRecipe:
-        if self._sorts is not None and self.training.gradient_accumulation_steps > 1:
+        if self._sorts is None:
+            return self
+        if self.training.gradient_accumulation_steps > 1:
             raise ValueError(
                 f"training.gradient_accumulation_steps: must be 1 with {self._sorts}, which sorts all pairs of a step; raise "
                 "training.per_device_train_batch_size instead"
             )
+        if self.training.per_device_train_batch_size == 1:
+            raise ValueError("training.per_device_train_batch_size: one pair a step leaves nothing to sort; raise it")
         return self
 
     def problem_with(self, processes: int) -> tuple[str, str] | None:
-        if self._sorts is not None and processes > 1:
-            return (
-                "dpo",
-                f"{self._sorts} sorts all pairs of a step, and {processes} processes hold a part each; start one",
-            )
-        return None
+        if self._sorts is None or processes == 1:
+            return None
+        key = "dpo.loss_type" if self.dpo.losses is None else "dpo.losses"
+        return key, f"{self._sorts} sorts all pairs of a step, and {processes} processes hold a part each; start one"
 
     def other_models(self) -> dict[str, str]:
         return {} if self.dpo.reference == "initial" else {"dpo.reference": self.dpo.reference}

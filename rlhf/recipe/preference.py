@@ -44,7 +44,7 @@ class PreferenceSection(Section):
     @property
     def weights(self) -> dict[str, float]:
         """The losses by name, with their weights."""
-        return {self.loss_type or "sigmoid": 1.0} if self.losses is None else dict(self.losses)
+        return {self.loss_type or "sigmoid": 1.0} if self.losses is None else dict(self.losses.items())
 
     @property
     def settings(self) -> dict[str, float]:

@@ -199,7 +199,8 @@ def test_labels_are_not_smoothed_unless_asked() -> None:
 def test_a_mix_is_the_weighted_sum_and_logs_its_parts(draw: Numbers, count: int) -> None:
     six, settings = draw_six(draw, count), {"beta": 0.2, "simpo_gamma": 0.7}
     weights = {"sigmoid": 1.0, "sft": 0.2, "simpo": 3.0}
-    output = loss_of(weights, six, settings, count + 2)
+    output = loss_of(weights, [tensor(x, grad=i < 2) for i, x in enumerate(six)], settings, count + 2)
+    assert output.loss.requires_grad and not [name for name, x in output.metrics.items() if x.requires_grad]
     alone = {name: loss_of({name: 1.0}, six, settings, count + 2) for name in weights}
     assert_close(output.loss, sum(weight * alone[name].loss.item() for name, weight in weights.items()))
     for name in weights:

@@ -179,7 +179,7 @@ def test_ppos_six_steps_stand_in_the_code_in_order() -> None:
 
 def test_the_contract_names_every_metric_and_exit_code() -> None:
     page = (ROOT / "docs/agents.md").read_text()
-    files = [*(ROOT / "rlhf/losses").glob("*.py"), *(ROOT / "rlhf/train").glob("*.py")]
+    files = [*(ROOT / "rlhf/losses").rglob("*.py"), *(ROOT / "rlhf/train").glob("*.py")]
     written = {
         key.value
         for file in files

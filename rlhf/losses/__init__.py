@@ -7,10 +7,10 @@ world size.
 
 from rlhf.losses.advantages import gae, token_rewards
 from rlhf.losses.baselines import group_relative, leave_one_out, rewards_to_go
-from rlhf.losses.dpo import dpo_loss
 from rlhf.losses.kl import AdaptiveKl, FixedKl, KlController, kl_estimate, kl_loss
 from rlhf.losses.output import LossOutput
 from rlhf.losses.ppo import missing_eos_scores, policy_loss, truncated_weights, value_loss
+from rlhf.losses.preference import preference_loss
 from rlhf.losses.reward import RankedPairs, ranked_pairs, reward_loss, rule_accuracy
 from rlhf.losses.sft import sft_loss
 from rlhf.losses.whitening import moments, whiten
@@ -21,7 +21,6 @@ __all__ = [
     "KlController",
     "LossOutput",
     "RankedPairs",
-    "dpo_loss",
     "gae",
     "group_relative",
     "kl_estimate",
@@ -30,6 +29,7 @@ __all__ = [
     "missing_eos_scores",
     "moments",
     "policy_loss",
+    "preference_loss",
     "ranked_pairs",
     "reward_loss",
     "rewards_to_go",

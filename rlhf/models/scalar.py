@@ -20,8 +20,9 @@ from rlhf.tokens.segments import IGNORE_INDEX, SegmentBatch, pad
 class ScalarModel(SegmentModule):
     """`forward(batch)` gives one score a completion, [M]; with `per_token`, one value before each scored token, [N].
 
-    The head is float32, initialised N(0, 1/sqrt(hidden + 1)) with bias 0 (Stiennon et al. 2020,
-    https://arxiv.org/abs/2009.01325).
+    The head is float32 and starts at 0, so that every score does. A random head asks a network for scores that mean nothing, and
+    training must first unlearn them: with N(0, 1/sqrt(hidden + 1)) (Stiennon et al. 2020) that took two thirds of a short run
+    (docs/results.md).
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ScalarModel(SegmentModule):
         super().__init__(model, pad_token_id=pad_token_id, bf16=bf16, adapters=adapters)
         width = self.transformer.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, dtype=torch.float32, device=self.transformer.device)
-        nn.init.normal_(self.head.weight, std=1 / (width + 1) ** 0.5)
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.scale: ScoreScale | None = None  # of a trained reward model
         self.choose_batching(batching)

@@ -33,6 +33,7 @@ SAME = {
     "reward_model_path": "ppo.rewards.0.model",
     "ref_model": "dpo.reference",
     "ref_model_name_or_path": "dpo.reference",
+    "precompute_ref_log_probs": "dpo.cache_reference",
     "resume_from_checkpoint": "checkpoint.resume",
     # axolotl
     "base_model": "model.name_or_path",
@@ -99,7 +100,9 @@ SAID = {
     "group_by_length": f"group_by_length {_UNSUPPORTED}; rows are packed, so no padding is saved by it",
     "max_prompt_length": "data.max_length holds prompt and completion together; there is no limit for the prompt alone",
     "max_completion_length": "data.max_length holds prompt and completion together; there is no limit for the completion alone",
-    "precompute_ref_log_probs": "the reference is computed in each step; take the key out",
+    "loss_weights": "write dpo.losses: each loss with its weight, as in {sigmoid: 1.0, sft: 0.2}",
+    "rpo_alpha": "write dpo.losses: {sigmoid: 1.0, sft: the value}",
+    "cpo_alpha": "write dpo.losses: {cpo: 1.0, sft: the value}, with simpo in place of cpo where loss_type was simpo",
     "deepspeed": f"DeepSpeed {_UNSUPPORTED}; {_LAUNCH}",
     "fsdp": f"FSDP {_UNSUPPORTED}; {_LAUNCH}",
     "fsdp_config": f"FSDP {_UNSUPPORTED}; {_LAUNCH}",

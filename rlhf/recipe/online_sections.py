@@ -5,10 +5,11 @@ Every method rolls out, scores and compares with a reference. Those with a polic
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlhf.recipe.preference import WHOLE_STEP, PreferenceSection
 from rlhf.recipe.rollouts import AnyRollouts
 from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
@@ -207,25 +208,32 @@ class ReinforcePpSection(PolicyGradientSection):
     num_ppo_epochs: PositiveInt = 1
 
 
-class OnlineDpoSection(OnlineSection):
-    """DPO on pairs of the policy's own samples: the best and the worst of each prompt. `beta`, `loss_type` and `label_smoothing` are
-    those of `dpo`.
+class OnlineDpoSection(OnlineSection, PreferenceSection):
+    """DPO on pairs of the policy's own samples: the best and the worst of each prompt. The losses and their settings are those of
+    `dpo`, without the ones that do without a reference and those that sort a whole step.
     """
 
     num_ppo_epochs: PositiveInt = 1
     sampling: SamplingSection = SamplingSection(n=2)
-    beta: PositiveFloat = 0.1
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
     @model_validator(mode="after")
     def _there_is_something_to_compare(self) -> OnlineDpoSection:
         if self.sampling.n < 2:
             raise ValueError("sampling.n: must be 2 at least: the best and the worst of them become a pair")
-        if self.label_smoothing and self.loss_type != "sigmoid":
-            raise ValueError(f"label_smoothing: does nothing with loss_type: {self.loss_type}; leave it out")
         if self.rollouts is not None and self.rollouts.importance_sampling is not None:
             raise ValueError(
                 "rollouts.importance_sampling: weighs the loss of a policy gradient, and does nothing here; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_losses_suit_samples(self) -> OnlineDpoSection:
+        if not self.needs_reference:
+            raise ValueError(
+                f"{self.written} needs no reference, and this method measures its samples against one; use method: dpo"
+            )
+        if sorts := [name for name in self.weights if name in WHOLE_STEP]:
+            raise ValueError(
+                f"{self.written}: {sorts[0]} sorts all pairs of a step, and here a step has several microbatches"
             )
         return self

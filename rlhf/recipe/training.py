@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
+from rlhf.recipe.preference import WHOLE_STEP, PreferenceSection
 from rlhf.recipe.scorers import ScorerSection
 from rlhf.recipe.sections import (
     CheckpointSection,
@@ -15,7 +16,6 @@ from rlhf.recipe.sections import (
     LoraSection,
     ModelSection,
     NonNegativeFloat,
-    PositiveFloat,
     QuantizationSection,
     Recipe,
     Section,
@@ -152,21 +152,24 @@ class RewardRecipe(TrainRecipe):
     reward: RewardSection = RewardSection()
 
 
-class DpoSection(Section):
-    """Direct preference optimisation. `reference: initial` is the policy as it started; else a model to load.
+class DpoSection(PreferenceSection):
+    """Direct preference optimisation and its family. `reference: initial` is the policy as it started; else a model to load.
 
-    `loss_type` is the loss of a pair's reward margin: `sigmoid` (DPO), `hinge` (SLiC) or `ipo`.
+    `loss_type` names one loss of a pair (docs/objectives.md), `losses` several with their weights. Without either it is
+    `sigmoid`, DPO. `simpo`, `cpo`, `orpo` and `sft` need no reference; where no other loss is named, none is loaded.
+    `cache_reference` computes the reference's log-probabilities once, `training.per_device_eval_batch_size` rows at a time, and keeps
+    them on disk: for more than one epoch, for several runs on the same rows, and for a full fine-tune, which then holds no second model.
     """
 
-    beta: PositiveFloat = 0.1
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     reference: str = "initial"
+    cache_reference: bool = False
 
     @model_validator(mode="after")
-    def _smoothing_is_of_the_sigmoid(self) -> DpoSection:
-        if self.label_smoothing and self.loss_type != "sigmoid":
-            raise ValueError(f"label_smoothing: does nothing with loss_type: {self.loss_type}; leave it out")
+    def _a_reference_is_compared_with(self) -> DpoSection:
+        if self.reference != "initial" and not self.needs_reference:
+            raise ValueError(f"reference: does nothing with {self.written}, which needs none; leave it out")
+        if self.cache_reference and not self.needs_reference:
+            raise ValueError(f"cache_reference: does nothing with {self.written}, which needs none; leave it out")
         return self
 
 
@@ -176,6 +179,30 @@ class DpoRecipe(TrainRecipe):
 
     method: Literal["dpo"]
     dpo: DpoSection = DpoSection()
+
+    @property
+    def _sorts(self) -> str | None:
+        """The loss that compares the pairs of a step with each other, if there is one."""
+        return next((name for name in self.dpo.weights if name in WHOLE_STEP), None)
+
+    @model_validator(mode="after")
+    def _a_sorted_step_is_one_microbatch(self) -> DpoRecipe:
+        if self._sorts is None:
+            return self
+        if self.training.gradient_accumulation_steps > 1:
+            raise ValueError(
+                f"training.gradient_accumulation_steps: must be 1 with {self._sorts}, which sorts all pairs of a step; raise "
+                "training.per_device_train_batch_size instead"
+            )
+        if self.training.per_device_train_batch_size == 1:
+            raise ValueError("training.per_device_train_batch_size: one pair a step leaves nothing to sort; raise it")
+        return self
+
+    def problem_with(self, processes: int) -> tuple[str, str] | None:
+        if self._sorts is None or processes == 1:
+            return None
+        key = "dpo.loss_type" if self.dpo.losses is None else "dpo.losses"
+        return key, f"{self._sorts} sorts all pairs of a step, and {processes} processes hold a part each; start one"
 
     def other_models(self) -> dict[str, str]:
         return {} if self.dpo.reference == "initial" else {"dpo.reference": self.dpo.reference}

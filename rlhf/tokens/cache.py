@@ -57,7 +57,7 @@ def token_folder(
     contents = _contents(sources)
     key = {
         "version": __version__,
-        "code": _code(),
+        "code": code_of("data", "tokens"),
         "libraries": _libraries(),
         "tokenizer": _tokenizer(tokenizer),
         "template": template.model_dump(),
@@ -159,10 +159,10 @@ def _libraries() -> dict[str, str | None]:
 
 
 @once
-def _code() -> str:
-    """A hash of the source of `data` and `tokens`: when that code changes, the tokens are made again."""
+def code_of(*packages: str) -> str:
+    """A hash of the source of these packages of ours: when that code changes, what it made is made again."""
     digest = hashlib.sha256()
-    for package in ("data", "tokens"):
+    for package in packages:
         for path in sorted((PACKAGES / package).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

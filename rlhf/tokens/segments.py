@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import compress
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -34,6 +37,7 @@ class Segment:
     `grades` says which completion is better (higher is better, equal is a tie): `[1, 0]` for a chosen/rejected pair,
     n - 1 ... 0 for a ranking, empty where nothing is compared. `margin` is a pair's known score difference. `untrained` holds, for each
     completion, the spans `(start, stop)` of its tokens that are not trained, in order; empty where every token is trained.
+    `ref_logprobs` are a reference's, of the trained tokens in order, where they were computed beforehand.
     """
 
     prompt_ids: Sequence[int]
@@ -41,6 +45,7 @@ class Segment:
     grades: Sequence[float] = ()
     margin: float | None = None
     untrained: Sequence[Sequence[tuple[int, int]]] = ()
+    ref_logprobs: Sequence[float] | NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids or not self.completion_ids or not all(self.completion_ids):
@@ -92,6 +97,7 @@ class SegmentBatch:
     grades: Tensor  # [M] float32: higher is better within a segment; 0 where nothing is compared
     margins: Tensor  # [S] float32: 0 where unknown
     spans: tuple[Span, ...]
+    ref_logprobs: Tensor | None = None  # [N] float32: of a reference, where every segment brings them
 
     @property
     def num_segments(self) -> int:
@@ -126,7 +132,8 @@ class SegmentBatch:
         return values.new_zeros(self.num_completions).index_add(0, self.rows, values)
 
     def to(self, device: torch.device | str) -> SegmentBatch:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "spans"}
+        tensors = ((f.name, getattr(self, f.name)) for f in fields(self))
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors if isinstance(value, Tensor)}
         return replace(self, **moved)
 
 
@@ -174,7 +181,13 @@ def collate(segments: Sequence[Segment], *, score_prompt: bool = False) -> Segme
         grades=torch.tensor(grades, dtype=torch.float32),
         margins=torch.tensor([s.margin or 0.0 for s in segments], dtype=torch.float32),
         spans=tuple(spans),
+        ref_logprobs=_reference(segments),
     )
+
+
+def _reference(segments: Sequence[Segment]) -> Tensor | None:
+    brought = [s.ref_logprobs for s in segments if s.ref_logprobs is not None]
+    return torch.tensor(np.concatenate(brought), dtype=torch.float32) if len(brought) == len(segments) else None
 
 
 def _long(values: list[int]) -> Tensor:

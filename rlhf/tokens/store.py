@@ -159,6 +159,15 @@ class TokenFolder:
         last = self._ends[self._first + self.counts] if len(self) else np.empty(0, dtype=np.int64)
         return np.diff(last, prepend=0)
 
+    @property
+    def trained_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each row's completions that are trained."""
+        counted: np.ndarray[Any, np.dtype[np.int64]] = self._ends[self._first + self.counts] - self._ends[self._first]
+        completion, start, stop = self.untrained.T
+        row = np.searchsorted(np.cumsum(self.counts), completion, side="right")
+        np.subtract.at(counted, row, stop - start)
+        return counted
+
 
 def _fingerprint(folder: Path, *, with_texts: bool, with_spans: bool) -> str:
     """A hash of the tokens and numbers of a finished folder, and of the columns that scorers read. It does not depend on where
@@ -185,6 +194,16 @@ class Segments(OnDemand[Segment]):
     def lengths(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Tokens of each segment."""
         return np.empty(0, dtype=np.int64) if self._folder is None else self._folder.num_tokens
+
+    @property
+    def trained_tokens(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Tokens of each segment's completions that are trained."""
+        return np.empty(0, dtype=np.int64) if self._folder is None else self._folder.trained_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every token and number."""
+        return "" if self._folder is None else self._folder.fingerprint
 
     def _at(self, index: int) -> Segment:
         assert self._folder is not None

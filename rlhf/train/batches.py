@@ -13,6 +13,7 @@ from rlhf.tokens.sampler import Sampler
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 from rlhf.tokens.store import Segments
 from rlhf.train.loop import Microbatch
+from rlhf.train.reference_cache import Referenced
 
 
 class Batches:
@@ -31,7 +32,9 @@ class Batches:
         self._device = accelerator.device
         self._score_prompt = score_prompt
         self._sampler = Sampler(
-            lengths=segments.lengths if isinstance(segments, Segments) else [s.num_tokens for s in segments],
+            lengths=segments.lengths
+            if isinstance(segments, Segments | Referenced)
+            else [s.num_tokens for s in segments],
             batch_size=training.per_device_train_batch_size,
             max_tokens=training.max_tokens_per_batch,
             seed=seed,

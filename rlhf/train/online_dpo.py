@@ -1,7 +1,7 @@
 """Online DPO (Guo et al. 2024, https://arxiv.org/abs/2402.04792): DPO on pairs of the policy's own samples, on `online`'s iteration.
 
 2 score     of each prompt's samples the best and the worst become a pair; where all score the same there is none
-5 update    DPO's loss over the pairs; the reference is the policy as it started
+5 update    DPO's loss over the pairs, or another of its family; the reference is the policy as it started
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf.losses import LossOutput, dpo_loss
+from rlhf.losses import LossOutput, preference_loss
 from rlhf.recipe.online_sections import OnlineDpoSection
 from rlhf.train.online import Groups, Online
 from rlhf.train.rollout import Rollout
@@ -60,15 +60,15 @@ class OnlineDpo(Online[Pairs]):
     def forward_loss(self, module: nn.Module, batch: Pairs, count: Tensor) -> LossOutput:
         logprobs = module(batch.batch, temperature=self.section.sampling.temperature)
         own, reference = batch.batch.sum_rows(logprobs), batch.batch.sum_rows(batch.ref_logprobs)
-        return dpo_loss(
+        return preference_loss(
+            losses=self.section.weights,
+            settings=self.section.settings,
+            num_pairs=count,
             chosen_logprobs=own[batch.chosen],
             rejected_logprobs=own[batch.rejected],
-            ref_chosen_logprobs=reference[batch.chosen],
-            ref_rejected_logprobs=reference[batch.rejected],
-            beta=self.section.beta,
-            loss_type=self.section.loss_type,
-            label_smoothing=self.section.label_smoothing,
-            num_pairs=count,
+            chosen_lengths=batch.batch.lengths[batch.chosen],
+            rejected_lengths=batch.batch.lengths[batch.rejected],
+            reference=(reference[batch.chosen], reference[batch.rejected]),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.embedded import resolve
 from rlhf.generation.engine import Engine
 from rlhf.generation.in_process import InProcessEngine
 from rlhf.generation.reward_scorer import check_reward_model, load_reward_model
@@ -23,8 +24,10 @@ from rlhf.models.scalar import ScalarModel
 from rlhf.recipe.online import OnlineRecipe
 from rlhf.recipe.sections import Precision
 from rlhf.recipe.training import TrainRecipe
+from rlhf.runs.identity import of_model
 from rlhf.tokens.segments import Segment
 from rlhf.tokens.tokenizer import find_model
+from rlhf.train.reference_cache import Referenced, ReferenceModel
 from rlhf.train.rollout_engine import open_engine
 
 
@@ -50,6 +53,22 @@ class Setup:
             return None
         section = self.recipe.model.model_copy(update={"name_or_path": name_or_path})
         return load_policy(section, **self._options | self._quantization_of(name_or_path))
+
+    def referenced(self, policy: Policy, name_or_path: str) -> Setup:
+        """The same, its rows with the log-probabilities of a reference: the policy as it starts, or another model, which is then let go."""
+        model = self.recipe.model
+        other = self.other_policy(name_or_path)
+        name = model.name_or_path if other is None else name_or_path
+        quantization = self._options["quantization"] if other is None else self._quantization_of(name)["quantization"]
+        content = {
+            "model": of_model(resolve(name)),
+            "loading": model.model_dump(mode="json", exclude={"name_or_path"}),
+            "quantization": None if quantization is None else quantization.model_dump(mode="json"),
+            "bf16": self.recipe.training.bf16,
+        }
+        reference = ReferenceModel(other or policy, name, content, self.recipe.training.per_device_eval_batch_size)
+        train, held_out = (Referenced(rows, reference, self.accelerator) for rows in (self.train, self.held_out))
+        return replace(self, train=train, held_out=held_out)
 
     def scalar_model(self) -> ScalarModel:
         """The reward model that trains."""

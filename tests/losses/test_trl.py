@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.losses import dpo_loss, policy_loss, reward_loss, sft_loss
+from rlhf.losses import policy_loss, preference_loss, reward_loss, sft_loss
 from tests.losses.support import Numbers, assert_close, tensor
 
 try:
@@ -87,13 +87,15 @@ def test_dpo(seed: int) -> None:
         "ref_rejected_logps": ref[1],
     }
     theirs = trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False)
-    ours = dpo_loss(
+    lengths = dict.fromkeys(("chosen_lengths", "rejected_lengths"), torch.ones(pairs))
+    ours = preference_loss(
+        losses={"sigmoid": 1.0},
+        settings={"beta": 0.3, "label_smoothing": 0.0},
+        num_pairs=pairs,
         chosen_logprobs=chosen,
         rejected_logprobs=rejected,
-        ref_chosen_logprobs=ref[0],
-        ref_rejected_logprobs=ref[1],
-        beta=0.3,
-        num_pairs=pairs,
+        reference=(ref[0], ref[1]),
+        **lengths,
     )
     assert_close(ours.loss, theirs.item())
     names = {
@@ -116,14 +118,16 @@ def test_dpo_smoothing(smoothing: float) -> None:
     chosen, rejected = tensor(draw(5, scale=3)), tensor(draw(5, scale=3))
     trainer = _trainer(alpha=0.0, loss_type="sigmoid", beta=0.3, label_smoothing=smoothing)
     losses, _, _ = trl.CPOTrainer.cpo_loss(trainer, chosen, rejected)
-    ours = dpo_loss(
+    constant = torch.full_like(chosen, -50.0)
+    lengths = dict.fromkeys(("chosen_lengths", "rejected_lengths"), torch.ones(5))
+    ours = preference_loss(
+        losses={"sigmoid": 1.0},
+        settings={"beta": 0.3, "label_smoothing": smoothing},
+        num_pairs=5,
         chosen_logprobs=chosen - 50.0,
         rejected_logprobs=rejected - 50.0,
-        ref_chosen_logprobs=torch.full_like(chosen, -50.0),
-        ref_rejected_logprobs=torch.full_like(chosen, -50.0),
-        beta=0.3,
-        num_pairs=5,
-        label_smoothing=smoothing,
+        reference=(constant, constant),
+        **lengths,
     )
     assert_close(ours.loss, losses.mean().item())
 

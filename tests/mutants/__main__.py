@@ -26,7 +26,24 @@ LIMIT = 120.0  # seconds that the tests of a file may take
 # Which tests concern a file. The quickest that can notice a fault come first.
 TESTS = {
     "rlhf/losses/advantages.py": ["tests/losses/test_advantages.py", "tests/losses/test_masked.py"],
-    "rlhf/losses/dpo.py": ["tests/losses/test_dpo.py"],
+    **{
+        f"rlhf/losses/preference/{name}.py": ["tests/losses/test_preference.py", "tests/losses/test_dpo.py"]
+        for name in (
+            "aot",
+            "apo",
+            "chosen",
+            "classified",
+            "discopop",
+            "dpop",
+            "exo",
+            "logistic",
+            "measures",
+            "mix",
+            "reference_free",
+            "slic",
+            "squared",
+        )
+    },
     "rlhf/losses/baselines.py": ["tests/losses/test_baselines.py"],
     "rlhf/losses/kl.py": ["tests/losses/test_kl.py", "tests/losses/test_baselines.py"],
     "rlhf/losses/whitening.py": ["tests/losses/test_advantages.py", "tests/losses/test_masked.py"],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rlhf.errors import RecipeError
 from rlhf.recipe import load
 from rlhf.recipe.foreign_names import SAID, SAME
+from rlhf.recipe.preference import LossName
 from rlhf.recipe.schema import METHODS
 from rlhf.recipe.walk import section_at
 from tests.recipe.support import DPO, workplace, write
@@ -54,7 +56,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file() -> None:
         "r.yaml:8: data.template.prompt: expected text, got a section; put the text in quotes",
         "r.yaml:9: data.max_length: this key was already given on line 7",
         "r.yaml:10: dpo.beta: must be more than 0, got 0",
-        "r.yaml:10: dpo.loss_type: expected one of sigmoid, hinge, ipo; got the string 'ippo'; did you mean 'ipo'?",
+        f"r.yaml:10: dpo.loss_type: expected one of {', '.join(get_args(LossName))}; got the string 'ippo'; did you mean 'ipo'?",
         "r.yaml:11: lora.r: expected a whole number, got the number 1.5",
         "r.yaml:11: lora.target_modules.0: expected text, got the number 1; put the text in quotes",
         "r.yaml:12: training.lr_scheduler_type: expected one of constant, linear, cosine; got the string 'cosin'; "

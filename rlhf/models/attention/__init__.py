@@ -4,7 +4,11 @@ Registered with transformers under one name, so that any model that looks its at
 Gemma 3, ...) takes a flat batch: `body(input_ids, position_ids, segments=spans)`. Without `segments` the same model runs
 ordinary SDPA, so generation needs no switch.
 
-One SDPA call a segment beats one block mask over the flat row on CPU, and no token is ever padded. A model whose
+    varlen        one call of a flash kernel for the whole batch: CUDA in 16 bits
+    block_mask    one call of FlexAttention: CUDA, for dtypes and head sizes that the flash kernel refuses
+    per_segment   one SDPA call a segment: CPUs and other devices, dropout, and where the others do not run
+
+No token is padded by any of them. On a CPU one call for many segments is not faster than one for each (docs/results.md). A model whose
 attention is not looked up there (or that does more to its logits than one linear head) takes the padded path; `batching` finds out
 by comparing the two on a small batch.
 """
@@ -15,45 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rlhf.models.attention import block_mask, per_segment, varlen
+from rlhf.models.attention.layout import Layout, pass_dtype
 from rlhf.tokens.segments import PaddedBatch, Span
 
 NAME = "rlhf_segments"
-
-
-class Layout:
-    """Where the segments of one forward pass lie, and their masks: made once, shared by all layers, gone with the pass."""
-
-    def __init__(self, spans: tuple[Span, ...]) -> None:
-        self.spans = spans
-        self.lengths = [span.length for span in spans]
-        self._masks: dict[tuple[Span, int | None], Tensor] = {}
-
-    def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
-        """Who may look at whom inside a segment, [L, L] bool (True = may); None where plain causal attention is meant."""
-        if window is not None and window >= span.prompt + max(span.completions):
-            window = None
-        if len(span.completions) == 1 and window is None:
-            return None
-        if (span, window) not in self._masks:
-            self._masks[span, window] = _branch_mask(span, window, device)
-        return self._masks[span, window]
-
-
-def _branch_mask(span: Span, window: int | None, device: torch.device) -> Tensor:
-    """Distances are in positions, not in the row: a branch goes on where its prompt stopped."""
-    lengths = torch.tensor([span.prompt, *span.completions], device=device)
-    branch = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-    index = torch.arange(span.length, device=device)
-    starts = lengths.cumsum(0) - lengths
-    position = index - starts[branch] + span.prompt * (branch > 0)
-    distance = position[:, None] - position[None, :]
-    visible = (distance >= 0) & ((branch[:, None] == branch[None, :]) | (branch[None, :] == 0))
-    return visible if window is None else visible & (distance < window)
 
 
 def segment_attention(
@@ -79,16 +53,27 @@ def segment_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
         )
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    out = []
-    pieces = (x.split(segments.lengths, 2) for x in (query, key, value))
-    for span, q, k, v in zip(segments.spans, *pieces, strict=True):
-        mask = segments.mask(span, sliding_window, query.device)
-        out.append(
-            scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling)
-        )
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+    return _attend(query, key, value, segments, sliding_window, scaling, dropout), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    window: int | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """By the fastest variant that takes these tensors. Only SDPA knows dropout."""
+    if dropout == 0.0:
+        device, dtype = query.device, pass_dtype(query)
+        shapes = [(x.shape[1], x.shape[3]) for x in (query, key, value)]
+        if varlen.takes(device, dtype, *shapes):
+            return varlen.attend(query, key, value, layout, window=window, scaling=scaling)
+        if block_mask.takes(device, dtype, *shapes):
+            return block_mask.attend(query, key, value, layout, window=window, scaling=scaling)
+    return per_segment.attend(query, key, value, layout, window=window, scaling=scaling, dropout=dropout)
 
 
 AttentionInterface.register(NAME, segment_attention)
@@ -128,6 +113,6 @@ def segment_inputs(input_ids: Tensor, position_ids: Tensor, spans: tuple[Span, .
         "input_ids": input_ids[None],
         "position_ids": position_ids[None],
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
-        "segments": Layout(spans),
+        "segments": Layout(spans, input_ids.device),
         "use_cache": False,
     }

@@ -67,9 +67,8 @@ def generation_marks(
     template = tokenizer.get_chat_template(tools=tools)
     if not _GENERATION.search(template):
         return None
-    rendered: Any = render_jinja_template(
-        [bare], tools=tools, chat_template=template, return_assistant_tokens_mask=True, **tokenizer.special_tokens_map
-    )
+    options: dict[str, Any] = {"tools": tools, **tokenizer.special_tokens_map}
+    rendered: Any = render_jinja_template([bare], chat_template=template, return_assistant_tokens_mask=True, **options)
     return [(start, stop) for start, stop in rendered[1][0]]
 
 

@@ -75,7 +75,7 @@ def test_the_code_that_makes_rows_and_tokens_is_in_the_key(
     hashes = set()
     for text in ("a = 1", "a = 2"):
         (tmp_path / package / "code.py").write_text(text)
-        hashes.add(token_cache._code.__wrapped__())
+        hashes.add(token_cache.code_of.__wrapped__("data", "tokens"))
     assert len(hashes) == 2
 
 

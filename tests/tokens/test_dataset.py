@@ -192,11 +192,15 @@ def test_ten_thousand_real_rows() -> None:
 def test_real_pairs(kind: Any) -> None:
     path = real("hh_rlhf/harmless-base_test.jsonl.gz")
     section = DataSection(
-        train=[SourceSection(path=path, max_rows=200)], template=TemplateSection(kind=kind), on_overflow="drop"
+        train=[SourceSection(path=path, max_rows=200, format="hh_turns" if kind == "chat" else None)],
+        template=TemplateSection(kind=kind),
+        on_overflow="drop",
     )
     rows = tokenize(section, tiny_tokenizer(), row_kinds("dpo"), seed=0)
     assert rows.report["rows_in"] == 200
     data = {row.row: row.data for row in Stream(section.train)}
     for segment, row in zip(rows.segments, rows.rows, strict=True):
         for name, ids in zip(("chosen", "rejected"), segment.completion_ids, strict=True):
-            assert tiny_tokenizer().decode(ids) == data[row.row][name] + "<|im_end|>"
+            text = data[row.row][name]
+            answer = text if isinstance(text, str) else text[-1]["content"]
+            assert tiny_tokenizer().decode(ids) == answer + "<|im_end|>"

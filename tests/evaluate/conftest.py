@@ -43,6 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     reward = tmp_path_factory.mktemp("R")
     torch.manual_seed(2)
     scalar = load_scalar_model(ModelSection(name_or_path=folders["A"]))
+    torch.nn.init.normal_(scalar.head.weight)
     base = Base(folders["A"], "", "float32", None)
     lineage = Lineage("reward", base, (), {"kind": "plain"}, rows="", steps=1, processes=1, rlhf="0.1.0")
     save_final(scalar, tokenizer, reward, dtype=torch.float32, lineage=lineage)

@@ -68,7 +68,8 @@ def test_the_next_stage_starts_where_this_one_ended(
     model_folder: Folders,
 ) -> None:
     """The same rows, evaluated at the end of one stage and before the first step of the next."""
-    first = stage(recipe_of, method, model_folder(architecture), weights, "first")
+    training = TRAINING | ({"learning_rate": 1e-2} if method == "reward" else {})
+    first = stage(recipe_of, method, model_folder(architecture), weights, "first", training=training)
     learnt = metrics_of(first)[0]["eval/loss"] - metrics_of(first)[-1]["eval/loss"]
     assert learnt > 5e-4
     end = metrics_of(first)[-1]

@@ -113,6 +113,7 @@ def test_scalar_models_equal_padded(name: str) -> None:
     body = AutoModel.from_config(CONFIGS[name])
     disable_dropout(body)
     model = ScalarModel(body, pad_token_id=2)
+    torch.nn.init.normal_(model.head.weight)
     batch = collate(segments(4))
     assert model.segments
     with torch.no_grad():

@@ -115,6 +115,7 @@ def saved(network_folder: str, tokenizer: Any, folder: Path, bias: float = 0.0) 
     """Write a reward model on a network; returns its scores."""
     torch.manual_seed(3)
     model = load_scalar_model(ModelSection(name_or_path=network_folder))
+    torch.nn.init.normal_(model.head.weight)
     torch.nn.init.constant_(model.head.bias, bias)
     save_standalone(model, tokenizer, folder, torch.float32)
     return scores_of(model)

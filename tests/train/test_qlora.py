@@ -25,7 +25,7 @@ NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_
 
 
 def qlora(recipe_of: Recipes, folder: str, method: str, **sections: object) -> TrainRecipe:
-    training = {"max_steps": 12, "learning_rate": 3e-2}
+    training = {"max_steps": 12, "learning_rate": 1e-2 if method == "reward" else 3e-2}
     return recipe_of(method, folder, out=method, lora={"r": 4}, quantization=NF4, training=training, **sections)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,6 +18,7 @@ from rlhf.errors import RecipeError
 from rlhf.generation.context import check_context
 from rlhf.generation.decoding import Decoder, TokenPrompt
 from rlhf.generation.engine import Completion, Progress
+from rlhf.models.batching import evaluating
 from rlhf.models.policy import Policy
 from rlhf.recipe.sections import SamplingSection
 
@@ -53,7 +53,7 @@ class InProcessEngine:
         )
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         results: list[list[Completion]] = [[] for _ in prompts]
-        with _evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
+        with evaluating(self.policy), self.policy.autocast():  # around all steps: weights are cast once
             for i, group in self.samples((TokenPrompt(i, i, prompts[i]) for i in order), sampling, seed=seed):
                 results[i] = group
                 if progress is not None:
@@ -70,7 +70,7 @@ class InProcessEngine:
         decoder = Decoder(self.policy, sampling, seed=seed, ended=lambda rows: self._ended(rows, sampling.stop))
         run = decoder.run(prompts)
         while True:
-            with _evaluating(self.policy):
+            with evaluating(self.policy):
                 finished = next(run, None)
             if finished is None:
                 return
@@ -108,19 +108,6 @@ def default_device() -> str:
 def context_length(model: PreTrainedModel) -> int | None:
     """The number of positions that the model has; None if its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextmanager
-def _evaluating(policy: Policy) -> Iterator[None]:
-    """Evaluation mode, and back. To switch takes milliseconds in a large model, so it happens only when needed."""
-    training = policy.training
-    if training:
-        policy.eval()
-    try:
-        yield
-    finally:
-        if training:
-            policy.train()
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

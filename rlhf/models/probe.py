@@ -18,6 +18,7 @@ import torch
 
 from rlhf.errors import CheckpointError
 from rlhf.models.adapters import combine, is_stacked
+from rlhf.models.batching import evaluating
 from rlhf.tokens.segments import Segment, SegmentBatch, collate
 
 if TYPE_CHECKING:
@@ -122,11 +123,9 @@ def combine_adapters(module: Policy | ScalarModel, segments: Sequence[Segment]) 
 @torch.no_grad()
 def values_of(module: Policy | ScalarModel, rows: Sequence[Segment]) -> list[float]:
     """One number a completion: its mean log-probability a token, or its score."""
-    training = module.training
-    module.eval()
     batch: SegmentBatch = collate(rows).to(module.transformer.device)
-    out = module(batch).float()
-    module.train(training)
+    with evaluating(module):
+        out = module(batch).float()
     if _kind(module) == "logprobs":
         out = batch.sum_rows(out) / batch.lengths
     return [float(value) for value in out.cpu()]

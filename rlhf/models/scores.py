@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf.errors import CheckpointError
+from rlhf.models.batching import evaluating
 from rlhf.tokens.segments import Segment, collate
 
 if TYPE_CHECKING:
@@ -60,11 +61,10 @@ def read_scale(folder: Path) -> ScoreScale | None:
 @torch.no_grad()
 def measure_scale(model: ScalarModel, segments: Sequence[Segment], report: dict[str, Any]) -> ScoreScale:
     """The scale over the first rows of `segments`. `report`: what became of the training rows (rlhf.tokens.dataset)."""
-    training, device = model.training, model.transformer.device
-    model.eval()
+    device = model.transformer.device
     rows = [segments[i] for i in range(min(ROWS, len(segments)))]
-    parts = [model(collate(rows[i : i + BATCH]).to(device)).double().cpu() for i in range(0, len(rows), BATCH)]
-    model.train(training)
+    with evaluating(model):
+        parts = [model(collate(rows[i : i + BATCH]).to(device)).double().cpu() for i in range(0, len(rows), BATCH)]
     scores = torch.cat(parts)
     unfinished = (report["unfinished"] + report["truncated"]) / max(report["completions"], 1)
     return ScoreScale(float(scores.mean()), max(float(scores.std(correction=0)), 1e-6), len(scores), unfinished)

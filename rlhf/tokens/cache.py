@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 PACKAGES = Path(__file__).parents[1]
+LIBRARIES = ("transformers", "tokenizers", "jinja2", "markdownify")  # they turn texts into ids, or HTML into text
 
 
 def root() -> Path:
@@ -58,7 +59,7 @@ def token_folder(
     key = {
         "version": __version__,
         "code": code_of("data", "tokens"),
-        "libraries": _libraries(),
+        "libraries": versions_of(LIBRARIES),
         "tokenizer": _tokenizer(tokenizer),
         "template": template.model_dump(),
         "seed": seed,
@@ -147,10 +148,10 @@ def _file(path: Path) -> list[str]:
 
 
 @once
-def _libraries() -> dict[str, str | None]:
-    """The versions of the packages that turn texts into ids, or HTML into text."""
+def versions_of(packages: Sequence[str]) -> dict[str, str | None]:
+    """The versions of packages of others; None for one that is not there."""
     versions: dict[str, str | None] = {}
-    for name in ("transformers", "tokenizers", "jinja2", "markdownify"):
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

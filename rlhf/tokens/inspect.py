@@ -99,12 +99,14 @@ def _show_invariants(checked: int, rows: TokenizedRows, recipe: TrainRecipe, con
     cut = rows.report.get("truncated") or 0
     eos = "and EOS" if recipe.data.template.add_eos else "(the template adds EOS)"
     prompt = " but the prompt" if recipe.trains_prompt else ""
-    turns = {"last": "", "all": " of the assistant's turns", "marked": " of its marked turns"}[
-        recipe.data.template.train_on
-    ]
+    turns = {
+        "last": "all of its tokens",
+        "all": "all tokens of the assistant's turns",
+        "marked": "all tokens of its marked turns",
+    }[recipe.data.template.train_on]
     lines = [
         f"checked {counted(checked, 'completion')} of {counted(len(rows.segments), 'row')}: "
-        f"each trains all of its tokens{turns} {eos}, and nothing else{prompt};"
+        f"each trains {turns} {eos}, and nothing else{prompt};"
     ]
     if ignored := rows.report.get("marks_ignored"):
         lines.append(

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from accelerate import Accelerator
 
 from rlhf import __version__
 from rlhf.data.origins import OnDemand
+from rlhf.models.batching import evaluating
 from rlhf.models.policy import Policy
 from rlhf.runs import cache
 from rlhf.runs.identity import digest
-from rlhf.tokens.cache import code_of, root
+from rlhf.tokens.cache import code_of, root, versions_of
 from rlhf.tokens.segments import Segment, collate
 from rlhf.tokens.store import Segments
 
@@ -49,16 +49,15 @@ class Referenced(OnDemand[Segment]):
 
     def __init__(self, segments: Sequence[Segment], model: ReferenceModel, accelerator: Accelerator) -> None:
         assert isinstance(segments, Segments), "rows of the token cache"
-        self._segments, self._model = segments, model
-        self._key = digest(
-            {"rows": segments.fingerprint, "batch": [PART, model.batch_size]} | model.content | _program(accelerator)
-        )
-        starts = range(0, len(segments), PART)
-        for number in starts[accelerator.process_index :: accelerator.num_processes]:
-            self._part(number // PART)
+        self._segments = segments
+        key = {"rows": segments.fingerprint, "batch": [PART, model.batch_size]} | model.content | _program(accelerator)
+        part = partial(_part, digest(key), segments, model)
+        numbers = range(-(-len(segments) // PART))
+        for number in numbers[accelerator.process_index :: accelerator.num_processes]:
+            part(number)
         accelerator.wait_for_everyone()
         # a rank that does not see another's files makes them again
-        self._values = [np.load(self._part(n // PART) / "logprobs.npy", mmap_mode="r") for n in starts]
+        self._values = [np.load(part(number) / "logprobs.npy", mmap_mode="r") for number in numbers]
         self._trained = segments.trained_tokens
         starts_in_all = np.cumsum(self._trained) - self._trained
         self._starts = starts_in_all - np.repeat(starts_in_all[::PART], PART)[: len(segments)]  # each in its own part
@@ -76,42 +75,26 @@ class Referenced(OnDemand[Segment]):
         values = self._values[index // PART][start : start + int(self._trained[index])]
         return replace(self._segments[index], ref_logprobs=values)
 
-    def _part(self, number: int) -> Path:
-        return cache.folder(
-            f"{self._key}-{number:05d}",
-            __version__,
-            lambda folder: self._make(number, folder),
-            parent=root(),
-            variable="RLHF_TOKENS",
-            quiet=True,
-        )
 
-    def _make(self, number: int, folder: Path) -> None:
-        rows = self._segments[number * PART : (number + 1) * PART]
-        values = torch.cat(list(_logprobs(self._model, rows)))
-        np.save(folder / "logprobs.npy", values.numpy())
-        report = {"rows_out": len(rows), "sources": [{"path": f"log-probabilities by {self._model.name}"}]}
+def _part(key: str, segments: Segments, model: ReferenceModel, number: int) -> Path:
+    """The folder of one part, made if it is not there."""
+
+    def make(folder: Path) -> None:
+        rows = segments[number * PART : (number + 1) * PART]
+        np.save(folder / "logprobs.npy", torch.cat(list(_logprobs(model, rows))).numpy())
+        report = {"rows_out": len(rows), "sources": [{"path": f"log-probabilities by {model.name}"}]}
         (folder / "report.json").write_text(json.dumps({"report": report}, indent=1) + "\n", encoding="utf-8")
+
+    return cache.folder(f"{key}-{number:05d}", __version__, make, parent=root(), variable="RLHF_TOKENS", quiet=True)
 
 
 def _logprobs(model: ReferenceModel, rows: Sequence[Segment]) -> Iterator[torch.Tensor]:
-    """Of the completions' tokens, row by row; on the host."""
+    """Of the trained tokens, row by row; on the host."""
     policy = model.policy
-    with _frozen(policy):
+    with evaluating(policy), torch.no_grad():
         for start in range(0, len(rows), model.batch_size):
             batch = collate(rows[start : start + model.batch_size]).to(policy.transformer.device)
             yield policy(batch).float().cpu()
-
-
-@contextmanager
-def _frozen(policy: Policy) -> Iterator[None]:
-    training = policy.training
-    policy.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        policy.train(training)
 
 
 def _program(accelerator: Accelerator) -> dict[str, Any]:
@@ -121,13 +104,6 @@ def _program(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "rlhf": __version__,
         "code": code_of("models", "tokens"),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": versions_of(LIBRARIES),
         "device": f"{device.type} {kind}",
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

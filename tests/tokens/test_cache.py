@@ -154,8 +154,8 @@ def test_a_file_that_changes_while_it_is_tokenised_is_refused(tmp_path: Path, mo
 def test_other_versions_of_the_libraries_tokenise_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = section(lines(tmp_path / "r.jsonl", PAIRS))
     rows_of(data)
-    assert token_cache._libraries()["transformers"] == transformers.__version__
-    monkeypatch.setattr(token_cache, "_libraries", lambda: {"transformers": "0"})
+    assert token_cache.versions_of(token_cache.LIBRARIES)["transformers"] == transformers.__version__
+    monkeypatch.setattr(token_cache, "versions_of", lambda names: {"transformers": "0"})
     rows_of(data)
     assert len(list(token_cache.entries())) == 2
 

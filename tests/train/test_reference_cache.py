@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +19,9 @@ from rlhf.models import policy
 from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
 from rlhf.tokens import cache
-from rlhf.train import reference_cache
+from rlhf.train import reference_cache, run
 from rlhf.train.run import train
+from rlhf.train.setup import Setup
 from tests.train.conftest import metrics_of
 from tests.train.ppo_support import Folders, Recipes
 from tests.two_processes import in_two
@@ -98,6 +101,54 @@ def test_a_full_fine_tune_holds_no_second_model(
     cached = recipe_of("dpo", model_folder("llama"), dpo=CACHED)
     train(cached)
     assert losses(cached)[0] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_a_reference_from_elsewhere_is_let_go(
+    recipe_of: Recipes, model_folder: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[Any]] = []
+    plain = Setup.other_policy
+
+    def remember(setup: Setup, name: str) -> Any:
+        other = plain(setup, name)
+        loaded.append(weakref.ref(other))
+        return other
+
+    def none_is_left(*_: Any, **__: Any) -> dict[str, float]:
+        gc.collect()
+        assert [reference() for reference in loaded] == [None]
+        return {}
+
+    monkeypatch.setattr(Setup, "other_policy", remember)
+    monkeypatch.setattr(run, "fit", none_is_left)
+    train(recipe_of("dpo", model_folder("llama"), dpo=CACHED | {"reference": model_folder("gpt2")}))
+
+
+def test_of_a_conversation_the_trained_turns_count(recipe_of: Recipes, model_folder: Folders, tmp_path: Path) -> None:
+    """Sides that differ in several turns, with a user's turns between: three rows, so two parts."""
+
+    def said(*turns: str) -> list[dict[str, str]]:
+        return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+    pairs = [
+        {
+            "chosen": said("a film?", "good", "well?", f"{n} yes"),
+            "rejected": said("a film?", "no", "well?", "I like", "here", f"{n}"),
+        }
+        for n in "123"
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    data = {"train": str(path), "template": {"train_on": "all"}, "max_length": 256}
+    options = {"data": data, "training": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3}}
+    plain, cached = (
+        recipe_of("dpo", model_folder("llama"), out=str(how), dpo={"cache_reference": how}, **options)
+        for how in (False, True)
+    )
+    train(plain)
+    train(cached)
+    assert losses(cached) == pytest.approx(losses(plain), abs=1e-5)
+    assert losses(plain)[-1] < losses(plain)[0] - 1e-3
 
 
 def test_runs_share_what_they_may_share(

@@ -12,14 +12,17 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from rlhf.recipe.loader import dump
 from rlhf.recipe.training import TrainRecipe
 from rlhf.train.run import train
 from tests.data.support import lines
 from tests.tiny import tiny_tokenizer
 from tests.train.conftest import metrics_of
+from tests.two_processes import in_two
 
 Recipes = Callable[..., TrainRecipe]
 Folders = Callable[[str], str]
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "float32"}
 LORA = pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
 
 
@@ -84,6 +87,37 @@ def test_sft_has_the_loss_of_labels_masked_by_hand(
     losses = [line["loss"] for line in metrics_of(recipe)]
     assert losses[0] == pytest.approx(-both.mean().item(), abs=1e-5)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("quantization", [None, NF4], ids=["full", "nf4"])
+def test_turns_in_two_processes_and_resumed(
+    quantization: Any, recipe_of: Recipes, model_folder: Folders, tmp_path: Path
+) -> None:
+    """Two processes and one have the same losses; a run that goes on ends where the unbroken one does, to the bit."""
+    path = lines(
+        tmp_path / "talks.jsonl",
+        [{"messages": TALK}, {"messages": OTHER}, {"messages": TALK[:4]}, {"messages": TALK[:2]}],
+    )
+    options: dict[str, Any] = {
+        "data": {"train": path, "template": {"train_on": "all"}, "max_length": 256},
+        "checkpoint": {"save_steps": 2},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2},
+    } | ({} if quantization is None else {"lora": {"r": 4}, "quantization": quantization})
+    half = {"training": options["training"] | {"per_device_train_batch_size": 1}}
+    whole, part = (recipe_of("sft", model_folder("llama"), out=out, **options) for out in ("whole", "part"))
+    two = recipe_of("sft", model_folder("llama"), out="two", **options | half)
+    train(whole)
+    train(part.model_copy(update={"training": part.training.model_copy(update={"max_steps": 2})}))
+    train(part)
+    ours, theirs = ([line["loss"] for line in metrics_of(run)] for run in (part, whole))
+    assert ours == theirs
+    written = tmp_path / "two.yaml"
+    written.write_text(dump(two))  # type: ignore[arg-type]
+    in_two("rlhf", "train", str(written))
+    assert [line["loss"] for line in metrics_of(two)] == pytest.approx(
+        theirs, abs=1e-5 if quantization is None else 2e-3
+    )
+    assert theirs[-1] < theirs[0]
 
 
 @LORA
